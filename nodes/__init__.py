@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The doors of the pack: V3 node classes."""
+
+from .students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
+
+NODE_CLASSES = [LoadStudent, LoadPipeline, StudentGuidance, GuidanceSweep, StudentSampler]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guided students: load one, choose its guidance, sample it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.samplers
+import folder_paths
+import node_helpers
+import torch
+from comfy_api.latest import io
+
+from ..students import library, loader
+from ..students.guidance import parse_scales
+from ..students.pipeline import load_clip, load_vae
+
+CATEGORY = "DizzyDiff/students"
+EMBEDDED = Path(__file__).parent.parent / "tiny"
+FILE_KINDS = ("diffusion_models", "checkpoints")
+
+
+def _roots(kind: str) -> list[Path]:
+    return [Path(path) for path in folder_paths.get_folder_paths(kind)]
+
+
+def _student_folders() -> Mapping[str, Path]:
+    pipelines = library.pipeline_unets(_roots("diffusers"), EMBEDDED)
+    return {**library.lone_unets(_roots("diffusion_models")), **pipelines}
+
+
+class LoadStudent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = [name for kind in FILE_KINDS for name in folder_paths.get_filename_list(kind)]
+        return io.Schema(
+            node_id="DizzyDiffLoadStudent", display_name="Load Guided Student", category=CATEGORY,
+            description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as a MODEL. "
+                        "One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or FluxGuidance.",
+            inputs=[
+                io.Combo.Input("student", options=list(dict.fromkeys([*files, *_student_folders()])),
+                               tooltip="A .safetensors file, or a UNet folder in diffusers layout."),
+                io.Combo.Input("weight_dtype", options=list(loader.WEIGHT_DTYPES), default="default",
+                               tooltip="What the weights are stored as. The guidance is always embedded in fp32."),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, student: str, weight_dtype: str = "default") -> io.NodeOutput:
+        roots = [root for kind in FILE_KINDS for root in _roots(kind)]
+        path = library.find_student(student, _student_folders(), roots)
+        return io.NodeOutput(loader.load_student(loader.Source(path, student, weight_dtype)))
+
+
+class LoadPipeline(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffLoadPipeline", display_name="Load Student Pipeline", category=CATEGORY,
+            description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes with the pack; "
+                        "'tiny/teacher' is its teacher, to be sampled with CFG.",
+            inputs=[io.Combo.Input("pipeline", options=list(library.pipeline_unets(_roots("diffusers"), EMBEDDED)),
+                                   default=library.EMBEDDED,
+                                   tooltip="A folder with model_index.json under models/diffusers.")],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()])
+
+    @classmethod
+    def execute(cls, pipeline: str) -> io.NodeOutput:
+        unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
+        return io.NodeOutput(loader.load_unet(loader.Source(unet, pipeline)),
+                             load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
+                             load_vae(unet.parent))
+
+
+class StudentGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffStudentGuidance", display_name="Student Guidance", category=CATEGORY,
+            description="Sets the guidance scale of a guided student, on the CFG scale: 1 is no guidance.",
+            inputs=[
+                io.Conditioning.Input("conditioning"),
+                io.Float.Input("guidance", default=4.0, min=0.0, max=100.0, step=0.1, round=0.001,
+                               tooltip="As the CFG of an ordinary model. Outside the range the student was trained for, a warning "
+                                       "is logged."),
+                io.Float.Input("second_guidance", default=4.0, min=0.0, max=100.0, step=0.1, round=0.001, optional=True,
+                               advanced=True, tooltip="For students with two guidance signals; others ignore it."),
+            ],
+            outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def execute(cls, conditioning: list, guidance: float, second_guidance: float | None = None) -> io.NodeOutput:
+        values = {"guidance": guidance, **({} if second_guidance is None else {"guidance_2": second_guidance})}
+        return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, values))
+
+
+class GuidanceSweep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffGuidanceSweep", display_name="Guidance Sweep", category=CATEGORY,
+            description="One batch, many guidance scales, the same noise: compare them in a single run of a guided student.",
+            inputs=[
+                io.Conditioning.Input("conditioning"),
+                io.Latent.Input("latent"),
+                io.String.Input("scales", default="1, 2, 4, 8", tooltip="Guidance scales, separated by commas."),
+            ],
+            outputs=[io.Conditioning.Output(), io.Latent.Output()])
+
+    @classmethod
+    def execute(cls, conditioning: list, latent: dict, scales: str) -> io.NodeOutput:
+        values = parse_scales(scales)
+        return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, {"guidance": values}),
+                             repeat_rows(latent, len(values)))
+
+
+def repeat_rows(latent: dict, n: int) -> dict:
+    """Every row n times in a row, each copy with the noise of its original (``batch_index``)."""
+    samples: torch.Tensor = latent["samples"]
+    index = latent.get("batch_index", range(samples.shape[0]))
+    repeated = {**latent, "samples": samples.repeat_interleave(n, dim=0), "batch_index": [i for i in index for _ in range(n)]}
+    mask = latent.get("noise_mask")
+    if mask is not None and mask.shape[0] == samples.shape[0]:
+        repeated["noise_mask"] = mask.repeat_interleave(n, dim=0)
+    return repeated
+
+
+class StudentSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffStudentSampler", display_name="N-Step Student Sampler", category=CATEGORY,
+            description="The N-step sampler of guided students (Meng et al. 2023): steps twice the length, then takes noise one step "
+                        "back. For SamplerCustom.",
+            inputs=[io.Float.Input("eta", default=1.0, min=0.0, max=1.0, step=0.01,
+                                   tooltip="1: the stochastic sampler; 0: deterministic (DDIM).")],
+            outputs=[io.Sampler.Output()])
+
+    @classmethod
+    def execute(cls, eta: float) -> io.NodeOutput:
+        return io.NodeOutput(comfy.samplers.KSAMPLER(loader.sample_student_native, extra_options={"eta": eta}))

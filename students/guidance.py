@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guidance scale g, the weight w of each family, and the embedding of w.
+
+Users always give g on the scale of classifier-free guidance (1 = no guidance).
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import BadScales, ConfigMismatch, WrongGuidanceShape
+
+DEFAULT_SCALE = 4.0
+LCM_RANGE = (3.0, 13.0)
+SINGLE_WIDTHS = (256, 512)
+TWO_SIGNAL_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class GuidanceInput:
+    """How a student takes its guidance.
+
+    width: columns of the projection C (``time_embedding.cond_proj``).
+    offset: w = g - offset. 1 for weights as in Meng et al. (LCM, GFT), 0 for students trained on g itself.
+    scale_range: the g the student was trained for, or None where the file does not say.
+    """
+
+    width: int
+    offset: float
+    scale_range: tuple[float, float] | None
+
+    @property
+    def signals(self) -> int:
+        """Weights embedded side by side: 1, or 2 for the 1024-wide two-signal students."""
+        return 2 if self.width == TWO_SIGNAL_WIDTH else 1
+
+    @property
+    def default_scale(self) -> float:
+        """The g used where the conditioning carries none: 4, clipped to the trained range."""
+        low, high = self.scale_range or (DEFAULT_SCALE, DEFAULT_SCALE)
+        return min(max(DEFAULT_SCALE, low), high)
+
+    def milliweights(self, scales: torch.Tensor) -> torch.Tensor:
+        """round(1000 w) for scales g, as int64 of the same shape.
+
+        Integers, because ComfyUI casts float conditions to the model's dtype, and 1000 w does not survive fp16 or bf16.
+        """
+        return torch.round(1000.0 * (scales.double() - self.offset)).long()
+
+    def warn_outside(self, scales: torch.Tensor, name: str) -> None:
+        """Log a warning if any g lies outside the trained range."""
+        if self.scale_range is None:
+            return
+        low, high = self.scale_range
+        outside = scales[(scales < low) | (scales > high)]
+        if outside.numel():
+            given = ", ".join(f"{g:g}" for g in outside.flatten().tolist())
+            logging.warning("%s: guidance %s is outside the range %g to %g this student was trained for; expect artefacts.",
+                            name, given, low, high)
+
+
+def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> GuidanceInput:
+    """The guidance input of a projection ``width`` columns wide.
+
+    settings: the UNet's config or the file's metadata; ``guidance_weight`` ("g - 1" or "g") and ``guidance_scale_range``
+    ([low, high] in g) win over the convention of the width: 256 is LCM (w = g - 1, g in 3..13), 512 and 1024 are
+    stage-one students trained on g itself.
+    """
+    if width not in (*SINGLE_WIDTHS, TWO_SIGNAL_WIDTH):
+        raise WrongGuidanceShape(
+            f"{name}: time_embedding.cond_proj takes {width} values; expected 256, 512 or 1024 (two signals). "
+            "This is not a guidance-conditioned student of a known kind.")
+    offsets = {"g - 1": 1.0, "g": 0.0}
+    declared = settings.get("guidance_weight")
+    if declared is not None and declared not in offsets:
+        raise ConfigMismatch(f'{name}: guidance_weight is {declared!r}; expected "g - 1" or "g". Correct it in the config.')
+    lcm = width == 256
+    offset = offsets[declared] if declared is not None else float(lcm)
+    scale_range = settings.get("guidance_scale_range")
+    if scale_range is None:
+        return GuidanceInput(width, offset, LCM_RANGE if lcm and declared is None else None)
+    try:
+        low, high = (float(g) for g in scale_range)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not low <= high:
+        raise ConfigMismatch(f"{name}: guidance_scale_range is {scale_range!r}; expected [low, high]. Correct it in the config.")
+    return GuidanceInput(width, offset, (low, high))
+
+
+def fourier_embedding(milliweights: torch.Tensor, width: int) -> torch.Tensor:
+    """e(w) = [sin(a f), cos(a f)], a = 1000 w, f_j = exp(-j ln 10000 / (width/2 - 1)); Luo et al. 2023 (LCM), as in diffusers.
+
+    milliweights: [B], 1000 w. Returns [B, width] in fp32 (float64 for float64 input), whatever dtype the network has:
+    in bf16 the angles are noise.
+    """
+    half = width // 2
+    a = milliweights if milliweights.dtype == torch.float64 else milliweights.float()
+    j = torch.arange(half, dtype=a.dtype, device=a.device)
+    f = torch.exp(-j * (math.log(10000.0) / (half - 1)))
+    angles = a[:, None] * f
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def guidance_embedding(milliweights: torch.Tensor, guidance: GuidanceInput) -> torch.Tensor:
+    """[B] or [B, signals] of 1000 w -> [B, width]: e(w), or [e(w1), e(w2)] for two-signal students."""
+    rows = milliweights.reshape(milliweights.shape[0], -1).expand(-1, guidance.signals)
+    return torch.cat([fourier_embedding(w, guidance.width // guidance.signals) for w in rows.unbind(1)], dim=1)
+
+
+def scales_tensor(guidance: float | Sequence[float] | torch.Tensor | None, default: float) -> torch.Tensor:
+    """The conditioning's guidance as a float64 vector [N]: one g, or one a row of the batch."""
+    if guidance is None:
+        guidance = default
+    return torch.as_tensor(guidance, dtype=torch.float64).reshape(-1).cpu()
+
+
+def parse_scales(text: str) -> list[float]:
+    """Read "1, 2, 4, 8" (commas, semicolons or spaces).
+
+    Raises BadScales unless it is one or more finite numbers from 0 to 100.
+    """
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        scales = [float(word) for word in words]
+    except ValueError:
+        scales = []
+    if not scales or not all(0.0 <= g <= 100.0 for g in scales):
+        raise BadScales(f'scales: got "{text}"; expected numbers from 0 to 100 separated by commas, such as "1, 2, 4, 8".')
+    return scales
