@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +35,8 @@ PREFIXES = ("", "unet.", "model.diffusion_model.")
 FIRST_CONVOLUTIONS = ("conv_in.weight", "input_blocks.0.0.weight")
 CORE_GUIDANCE = re.compile(r"(^|\.)(guidance_in|time_text_embed\.guidance_embedder|time_guidance_embed)\.")
 SANA_SPRINT = re.compile(r"(^|\.)(cfg_embedder|time_embed\.guidance_embedder)\.")
+PREDICTION_MARKS = ("v_pred", "ztsnr")
+"""Empty tensors by which Stable Diffusion checkpoints say how they were trained."""
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 # What ComfyUI's UNetModel computes; a config that says otherwise needs another network.
@@ -185,10 +187,11 @@ def understood_by_core(keys: Iterable[str]) -> bool:
 
 
 def unet_weights(weights: Weights, name: str) -> Weights:
-    """The UNet's tensors without their prefix ("", "unet." or "model.diffusion_model.")."""
+    """The UNet's tensors without their prefix ("", "unet." or "model.diffusion_model."), and a checkpoint's prediction marks."""
     for prefix in PREFIXES:
         if any(prefix + key in weights for key in FIRST_CONVOLUTIONS):
-            return {key[len(prefix):]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
+            marks = {key: weights[key] for key in PREDICTION_MARKS if key in weights}
+            return {key[len(prefix):]: tensor for key, tensor in weights.items() if key.startswith(prefix)} | marks
     raise UnsupportedModel(f"{name}: no UNet found. Expected the keys of a diffusers or Stable Diffusion UNet; for other models "
                            "use ComfyUI's Load Diffusion Model.")
 
@@ -228,35 +231,72 @@ def _count(weights: Weights, pattern: str) -> int:
     return n
 
 
-def read_layout(weights: Weights, name: str) -> dict[str, Any]:
-    """The arguments of core's UNetModel for a UNet in diffusers keys, all but the heads, read off the shapes."""
+class Blocks(NamedTuple):
+    """A UNet's residual blocks by level, and how many transformer blocks follow each, in forward order."""
+
+    resnets: list[int]
+    channels: list[int]
+    down_depths: list[int]
+    middle_depth: int
+    """-1: one residual block alone; -2: no middle, as core's UNetModel counts."""
+    up_depths: list[int]
+
+
+def _diffusers_blocks(weights: Weights, name: str) -> Blocks:
     def depths(block: str, resnets: int) -> list[int]:
         return [_count(weights, f"{block}.attentions.{i}.transformer_blocks.{{}}.") for i in range(resnets)]
 
     levels = _count(weights, "down_blocks.{}.")
-    down = [f"down_blocks.{i}" for i in range(levels)]
-    up = [f"up_blocks.{i}" for i in range(levels)]
-    resnets = [_count(weights, f"{block}.resnets.{{}}.") for block in down]
-    up_resnets = [_count(weights, f"{block}.resnets.{{}}.") for block in up]
+    down, up = ([f"{side}_blocks.{i}" for i in range(levels)] for side in ("down", "up"))
+    resnets, up_resnets = ([_count(weights, f"{block}.resnets.{{}}.") for block in side] for side in (down, up))
     if not levels or up_resnets != [n + 1 for n in reversed(resnets)]:
         raise UnsupportedModel(f"{name}: {resnets} residual blocks down and {up_resnets} up; ComfyUI's UNet needs one more up than "
                                "down on every level.")
     middle = _count(weights, "mid_block.resnets.{}.")
-    channels = [weights[f"{block}.resnets.0.conv2.weight"].shape[0] for block in down]
-    first = weights["conv_in.weight"].shape[0]
-    proj_in = next((t for key, t in weights.items() if key.endswith("proj_in.weight")), None)
-    context = next((t for key, t in weights.items() if key.endswith("attn2.to_k.weight")), None)
-    labels = next((weights[key] for key in ("add_embedding.linear_1.weight", "class_embedding.linear_1.weight") if key in weights), None)
-    ratios = [WidthRatio(c, first) for c in channels]
+    return Blocks(
+        resnets, [weights[f"{block}.resnets.0.conv2.weight"].shape[0] for block in down],
+        [d for block, n in zip(down, resnets, strict=True) for d in depths(block, n)],
+        depths("mid_block", 1)[0] if middle == 2 else middle - 2,
+        [d for block, n in zip(up, up_resnets, strict=True) for d in depths(block, n)])
+
+
+def _core_blocks(weights: Weights) -> Blocks:
+    resnets, channels, depths = [0], [0], []
+    for n in range(1, _count(weights, "input_blocks.{}.")):
+        if f"input_blocks.{n}.0.op.weight" in weights:
+            resnets.append(0)
+            channels.append(0)
+            continue
+        resnets[-1] += 1
+        channels[-1] = weights[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0]
+        depths.append(_count(weights, f"input_blocks.{n}.1.transformer_blocks.{{}}."))
+    middle = _count(weights, "middle_block.{}.")
+    return Blocks(
+        resnets, channels, depths,
+        _count(weights, "middle_block.1.transformer_blocks.{}.") if middle == 3 else middle - 2,
+        [_count(weights, f"output_blocks.{n}.1.transformer_blocks.{{}}.") for n in range(_count(weights, "output_blocks.{}."))])
+
+
+def read_layout(weights: Weights, name: str) -> dict[str, Any]:
+    """The arguments of core's UNetModel, all but the heads, read off the shapes of diffusers or Stable Diffusion keys."""
+    def first(*endings: str) -> torch.Tensor | None:
+        return next((tensor for key, tensor in weights.items() if key.endswith(endings)), None)
+
+    blocks = _diffusers_blocks(weights, name) if "conv_in.weight" in weights else _core_blocks(weights)
+    conv_in = first(*FIRST_CONVOLUTIONS)
+    conv_out = first("conv_out.weight", "out.2.weight")
+    if conv_in is None or conv_out is None:
+        raise ConfigMismatch(f"{name}: the last convolution is missing from the weights. Expected a complete UNet; download it again.")
+    proj_in, context = first("proj_in.weight"), first("attn2.to_k.weight")
+    labels = first("add_embedding.linear_1.weight", "class_embedding.linear_1.weight", "label_emb.0.0.weight")
+    ratios = [WidthRatio(c, conv_in.shape[0]) for c in blocks.channels]
     return {
         "image_size": 32, "use_checkpoint": False, "legacy": False, "use_spatial_transformer": True,
         "use_temporal_attention": False, "use_temporal_resblock": False,
-        "in_channels": weights["conv_in.weight"].shape[1], "out_channels": weights["conv_out.weight"].shape[0],
-        "model_channels": first, "channel_mult": [int(r) if r.denominator == 1 else r for r in ratios],
-        "num_res_blocks": resnets,
-        "transformer_depth": [d for block, n in zip(down, resnets, strict=True) for d in depths(block, n)],
-        "transformer_depth_middle": depths("mid_block", 1)[0] if middle == 2 else middle - 2,
-        "transformer_depth_output": [d for block, n in zip(up, up_resnets, strict=True) for d in depths(block, n)][::-1],
+        "in_channels": conv_in.shape[1], "out_channels": conv_out.shape[0], "model_channels": conv_in.shape[0],
+        "channel_mult": [int(r) if r.denominator == 1 else r for r in ratios], "num_res_blocks": blocks.resnets,
+        "transformer_depth": blocks.down_depths, "transformer_depth_middle": blocks.middle_depth,
+        "transformer_depth_output": blocks.up_depths[::-1],  # core pops from its end
         "context_dim": None if context is None else context.shape[1],
         "use_linear_in_transformer": proj_in is not None and proj_in.ndim == 2,
         "adm_in_channels": None if labels is None else labels.shape[1],

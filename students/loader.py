@@ -12,7 +12,6 @@ from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
-import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
@@ -130,19 +129,17 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
 def describe(weights: Weights, metadata: Config, folder: UNetFolder | None, width: int | None, name: str) -> tuple[Any, Weights]:
     """Core's model config (with ``guidance``, ``schedule`` and ``name``) and the weights in core's keys."""
     config = folder.config if folder else None
-    marks = {key: weights.pop(key) for key in ("v_pred", "ztsnr") if key in weights}
+    marks = {key: weights.pop(key) for key in formats.PREDICTION_MARKS if key in weights}
+    layout = formats.read_layout(weights, name)
+    if config is not None:
+        formats.check_config(config, layout, width, name)
     if "conv_in.weight" in weights:
-        layout = formats.read_layout(weights, name)
-        if config is not None:
-            formats.check_config(config, layout, width, name)
         names = {**comfy.utils.unet_to_diffusers(layout), formats.GUIDANCE_KEY: formats.GUIDANCE_KEY}
         unknown = sorted(set(weights) - set(names))
         if unknown:
             raise UnsupportedModel(f"{name}: {len(unknown)} tensors that ComfyUI's UNet has no place for, such as {unknown[0]}. "
                                    "Expected a UNet2DConditionModel of Stable Diffusion's kind.")
         weights = {names[key]: tensor for key, tensor in weights.items()}
-    else:
-        layout = comfy.model_detection.detect_unet_config(weights, "")
     layout.update(formats.read_heads(layout, config, name))
 
     linear, labelled = layout["use_linear_in_transformer"], layout["adm_in_channels"] is not None
