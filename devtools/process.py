@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running other programs so that their failure can be understood."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "COMFY_NO_UPDATE_CHECK": "1"}
+"""Environment in which nothing calls home."""
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Keeps the clone's root off sys.path, where the pack's ``nodes`` would hide ComfyUI's."""
+
+
+class SetupFailed(Exception):
+    """The environment could not be made; the message says what was tried, and where to read more."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment made offline and safe, without another environment's Python paths."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return inherited | OFFLINE | SAFE_PATH | dict(extra or {})
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log, indented."""
+    return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None) -> None:
+    """Run a command with its output in ``log``, each line also given to ``show``; raises :class:`SetupFailed` if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment()
+        ) as process,
+    ):
+        assert process.stdout
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            show(line.strip())
+    if process.returncode:
+        failed = f"This command failed with exit status {process.returncode}:\n    {shlex.join(command)}"
+        raise SetupFailed(f"{failed}\nIts log, {log}, ends:\n{tail(log)}")
+
+
+def say(text: str, since: float | None = None) -> None:
+    """Print a line of progress at once, with the seconds since a :func:`time.monotonic` moment."""
+    print(f"[dizzydiff] {text}" + (f" ({time.monotonic() - since:.0f} s)" if since is not None else ""), flush=True)
