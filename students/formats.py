@@ -231,6 +231,12 @@ def _count(weights: Weights, pattern: str) -> int:
     return n
 
 
+def _tensor(weights: Weights, key: str, name: str) -> torch.Tensor:
+    if key not in weights:
+        raise ConfigMismatch(f"{name}: {key} is missing from the weights. Expected a complete UNet; download it again.")
+    return weights[key]
+
+
 class Blocks(NamedTuple):
     """A UNet's residual blocks by level, and how many transformer blocks follow each, in forward order."""
 
@@ -254,13 +260,13 @@ def _diffusers_blocks(weights: Weights, name: str) -> Blocks:
                                "down on every level.")
     middle = _count(weights, "mid_block.resnets.{}.")
     return Blocks(
-        resnets, [weights[f"{block}.resnets.0.conv2.weight"].shape[0] for block in down],
+        resnets, [_tensor(weights, f"{block}.resnets.0.conv2.weight", name).shape[0] for block in down],
         [d for block, n in zip(down, resnets, strict=True) for d in depths(block, n)],
         depths("mid_block", 1)[0] if middle == 2 else middle - 2,
         [d for block, n in zip(up, up_resnets, strict=True) for d in depths(block, n)])
 
 
-def _core_blocks(weights: Weights) -> Blocks:
+def _core_blocks(weights: Weights, name: str) -> Blocks:
     resnets, channels, depths = [0], [0], []
     for n in range(1, _count(weights, "input_blocks.{}.")):
         if f"input_blocks.{n}.0.op.weight" in weights:
@@ -268,7 +274,7 @@ def _core_blocks(weights: Weights) -> Blocks:
             channels.append(0)
             continue
         resnets[-1] += 1
-        channels[-1] = weights[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0]
+        channels[-1] = _tensor(weights, f"input_blocks.{n}.0.out_layers.3.weight", name).shape[0]
         depths.append(_count(weights, f"input_blocks.{n}.1.transformer_blocks.{{}}."))
     middle = _count(weights, "middle_block.{}.")
     return Blocks(
@@ -282,11 +288,10 @@ def read_layout(weights: Weights, name: str) -> dict[str, Any]:
     def first(*endings: str) -> torch.Tensor | None:
         return next((tensor for key, tensor in weights.items() if key.endswith(endings)), None)
 
-    blocks = _diffusers_blocks(weights, name) if "conv_in.weight" in weights else _core_blocks(weights)
-    conv_in = first(*FIRST_CONVOLUTIONS)
-    conv_out = first("conv_out.weight", "out.2.weight")
-    if conv_in is None or conv_out is None:
-        raise ConfigMismatch(f"{name}: the last convolution is missing from the weights. Expected a complete UNet; download it again.")
+    diffusers = "conv_in.weight" in weights
+    blocks = _diffusers_blocks(weights, name) if diffusers else _core_blocks(weights, name)
+    conv_in = _tensor(weights, FIRST_CONVOLUTIONS[0 if diffusers else 1], name)
+    conv_out = _tensor(weights, "conv_out.weight" if diffusers else "out.2.weight", name)
     proj_in, context = first("proj_in.weight"), first("attn2.to_k.weight")
     labels = first("add_embedding.linear_1.weight", "class_embedding.linear_1.weight", "label_emb.0.0.weight")
     ratios = [WidthRatio(c, conv_in.shape[0]) for c in blocks.channels]

@@ -23,6 +23,7 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.model_base import SDXL, BaseModel, ModelType
+from comfy.patcher_extension import WrappersMP
 
 from . import formats
 from .errors import ConfigMismatch, UnsupportedModel
@@ -113,8 +114,7 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
     formats.refuse_unsupported_family(weights, source.name)
     dtype = WEIGHT_DTYPES[source.weight_dtype]
     if formats.understood_by_core(weights):
-        return comfy.sd.load_diffusion_model(str(source.path), model_options={} if dtype is None else {"dtype": dtype},
-                                             disable_dynamic=disable_dynamic)
+        return load_core_family(source, dtype, disable_dynamic)
     weights = formats.unet_weights(weights, source.name)
     width = formats.guidance_width(weights, source.name)
     if width is None and needs_guidance:
@@ -124,6 +124,27 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
     patcher = build(model_config, weights, dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_student if needs_guidance else load_unet, (source,))
     return patcher
+
+
+def load_core_family(source: Source, dtype: torch.dtype | None, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+    """Flux, HunyuanVideo, HunyuanImage: core's loader and core's guidance, which gains one g a row."""
+    if source.path.is_dir():
+        raise UnsupportedModel(f"{source.name}: a diffusers folder of a transformer. Expected one .safetensors file of it, under "
+                               "models/diffusion_models.")
+    patcher = comfy.sd.load_diffusion_model(str(source.path), model_options={} if dtype is None else {"dtype": dtype},
+                                            disable_dynamic=disable_dynamic)
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dizzydiff_guidance_rows", guidance_of_rows)
+    return patcher
+
+
+def guidance_of_rows(executor: Any, x: torch.Tensor, *args: Any, guidance: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+    """Core turns a list of N scales into [B, N]: row i is to have scale i mod N."""
+    if guidance is None:
+        return executor(x, *args, **kwargs)
+    if guidance.ndim == 2:
+        row = torch.arange(guidance.shape[0], device=guidance.device)
+        guidance = guidance[row, row % guidance.shape[1]]
+    return executor(x, *args, guidance=guidance, **kwargs)
 
 
 def describe(weights: Weights, metadata: Config, folder: UNetFolder | None, width: int | None, name: str) -> tuple[Any, Weights]:

@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The doors: what a graph gets from each node."""
+"""The doors: what a graph gets from each node, and what it says about bad input."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import folder_paths
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux
+from comfy.ops import disable_weight_init
+from safetensors.torch import load_file, save_file
 
 import nodes as core_nodes
-from dizzydiff.nodes.students import LoadPipeline, StudentGuidance
+from dizzydiff.nodes.students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
+from dizzydiff.students import errors
+from dizzydiff.students.loader import Source, load_student
 
-from .networks import save_pipeline
+from .networks import save_file_student, save_pipeline, unet
+
+MODELS = Path(folder_paths.get_folder_paths("diffusion_models")[0])
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +50,142 @@ def test_pipeline_makes_pictures_that_depend_on_guidance(pipeline: str) -> None:
 def test_teacher_of_a_pipeline_samples_with_cfg(pipeline: str) -> None:
     model, clip, vae = LoadPipeline.execute(f"{pipeline}/teacher").result
     assert picture(model, clip, vae).isfinite().all()
+
+
+def student(name: str = "student.safetensors", **kwargs) -> str:
+    save_file_student(unet("sd15", block_out_channels=(32, 32, 32, 32)), MODELS / name, **kwargs)
+    return name
+
+
+def sample(model, positive, latent, cfg: float = 1.0) -> torch.Tensor:
+    return core_nodes.KSampler().sample(model, 7, 2, cfg, "euler", "normal", positive, positive, latent)[0]["samples"]
+
+
+def test_lists_offer_files_folders_and_the_embedded_pipeline(pipeline: str) -> None:
+    student("listed.safetensors")
+    students, pipelines = (node.define_schema().inputs[0].options for node in (LoadStudent, LoadPipeline))
+    assert {"listed.safetensors", pipeline, "tiny"} <= set(students)
+    assert {pipeline, f"{pipeline}/teacher", "tiny"} <= set(pipelines)
+
+
+def test_sweep_is_one_row_a_scale_with_the_same_noise(pipeline: str) -> None:
+    """Row by row what separate runs with Student Guidance give."""
+    model, clip, _ = LoadPipeline.execute(pipeline).result
+    positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    swept, rows = GuidanceSweep.execute(positive, latent, "1, 2.5, 8").result
+    together = sample(model, swept, rows)
+    apart = torch.cat([sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 2.5, 8.0)])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
+    latent = {"samples": torch.arange(2.0).view(2, 1, 1, 1).expand(2, 4, 8, 8), "batch_index": [5, 9],
+              "noise_mask": torch.arange(2.0).view(2, 1, 1).expand(2, 64, 64)}
+    _, rows = GuidanceSweep.execute([], latent, "1 2 3").result
+    assert rows["samples"][:, 0, 0, 0].tolist() == rows["noise_mask"][:, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert rows["batch_index"] == [5, 5, 5, 9, 9, 9]
+
+
+def test_sampler_node_gives_pictures_in_samplercustom(pipeline: str) -> None:
+    from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
+    model, clip, _ = LoadPipeline.execute(pipeline).result
+    positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    sigmas = BasicScheduler.execute(model, "simple", 3, 1.0).result[0]
+    sampler = StudentSampler.execute(1.0).result[0]
+    assert SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent).result[0]["samples"].isfinite().all()
+
+
+def narrow_flux() -> str:
+    torch.manual_seed(0)
+    network = Flux(image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=16, context_in_dim=32, hidden_size=128,
+                   mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, qkv_bias=True,
+                   guidance_embed=True, txt_ids_dims=[], dtype=torch.float32, operations=disable_weight_init)
+    save_file({key: torch.randn(t.shape) * 0.1 for key, t in network.state_dict().items()}, MODELS / "flux.safetensors")
+    return "flux.safetensors"
+
+
+def test_flux_goes_through_core_and_sweeps_too() -> None:
+    model = LoadStudent.execute(narrow_flux()).result[0]
+    positive = [[torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)), {"pooled_output": torch.ones(1, 16)}]]
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    swept, rows = GuidanceSweep.execute(positive, latent, "1, 6").result
+    apart = torch.cat([sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0)])
+    torch.testing.assert_close(sample(model, swept, rows), apart, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(apart[0], apart[1], atol=1e-3)
+
+
+def edited(change) -> str:
+    path = MODELS / student("edited.safetensors")
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    return path.name
+
+
+def damaged(write) -> str:
+    path = MODELS / student("damaged.safetensors")
+    write(path)
+    return path.name
+
+
+GUIDANCE = "time_embedding.cond_proj.weight"
+BAD_FILES = {
+    "truncated": (errors.DamagedFile, "download it again", lambda: damaged(lambda p: p.write_bytes(p.read_bytes()[:-1000]))),
+    "not safetensors": (errors.NotSafetensors, "Expected", lambda: damaged(lambda p: p.write_text("hello, I am a text"))),
+    "pickle": (errors.NotSafetensors, "convert", lambda: damaged(lambda p: torch.save({"a": torch.zeros(1)}, p))),
+    "disappeared": (errors.MissingFile, "restore", lambda: damaged(Path.unlink)),
+    "projection": (errors.WrongGuidanceShape, "expected", lambda: edited(lambda w: w.update({GUIDANCE: torch.zeros(32, 100)}))),
+    "projection rows": (errors.WrongGuidanceShape, "expected", lambda: edited(lambda w: w.update({GUIDANCE: torch.zeros(64, 256)}))),
+    "no guidance": (errors.NoGuidanceInput, "Load Checkpoint or Load Diffusion Model", lambda: edited(lambda w: w.pop(GUIDANCE))),
+    "nan": (errors.NotFinite, "another copy", lambda: edited(lambda w: w["conv_in.bias"].fill_(float("nan")))),
+    "missing tensor": (errors.ConfigMismatch, "download", lambda: edited(lambda w: w.pop("mid_block.resnets.0.conv1.weight"))),
+    "foreign tensor": (errors.UnsupportedModel, "Expected", lambda: edited(lambda w: w.update(motion=torch.zeros(1)))),
+    "wrong shape": (errors.ConfigMismatch, "download", lambda: edited(lambda w: w.update({"conv_in.bias": torch.zeros(3)}))),
+    "no unet": (errors.UnsupportedModel, "Load Diffusion Model", lambda: edited(lambda w: w.pop("conv_in.weight"))),
+    "sana": (errors.UnsupportedModel, "not supported by your ComfyUI",
+             lambda: edited(lambda w: w.update({"cfg_embedder.mlp": torch.zeros(1)}))),
+    "leaving": (errors.OutsideModelsFolder, "list", lambda: "../../secret.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_file_is_named_with_what_to_do_and_the_next_one_loads(case: str) -> None:
+    error, advice, make = BAD_FILES[case]
+    name = make()
+    with pytest.raises(error) as raised:
+        LoadStudent.execute(name)
+    assert type(raised.value) is error
+    assert Path(name).name in str(raised.value) and advice in str(raised.value)
+    assert LoadStudent.execute(student()).result[0].model.guidance.width == 256
+
+
+def test_config_that_disagrees_with_the_weights(pipeline: str) -> None:
+    folder = Path(folder_paths.get_folder_paths("diffusers")[0])
+    shutil.copytree(folder / pipeline, folder / "disagrees", dirs_exist_ok=True)
+    config = folder / "disagrees" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [64, 128]}))
+    for node in (LoadStudent, LoadPipeline):
+        with pytest.raises(errors.ConfigMismatch, match=r"disagrees.*block_out_channels"):
+            node.execute("disagrees")
+
+
+def test_teacher_in_the_student_loader_points_to_the_pipeline_loader(pipeline: str) -> None:
+    with pytest.raises(errors.NoGuidanceInput, match="Load Student Pipeline"):
+        LoadStudent.execute(f"{pipeline}/teacher")
+
+
+def test_unreadable_scales_are_shown_back() -> None:
+    with pytest.raises(errors.BadScales, match="1, zwei"):
+        GuidanceSweep.execute([], {"samples": torch.zeros(1, 4, 8, 8)}, "1, zwei")
+
+
+def test_any_missing_tensor_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    network = unet("tiny", block_out_channels=(32, 32), attention_head_dim=4, cross_attention_dim=8)
+    weights = {key: t.contiguous() for key, t in network.state_dict().items()}
+    path = tmp_path / "holed.safetensors"
+    for key in weights:
+        save_file({k: t for k, t in weights.items() if k != key}, path)
+        with pytest.raises(errors.StudentError, match=r"holed\.safetensors"):
+            load_student(Source(path, path.name))

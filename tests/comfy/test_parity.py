@@ -146,6 +146,16 @@ def test_half_precision_is_as_near_as_it_allows(tmp_path: Path, dtype: str, boun
     assert 0.0 < relative(rounded, exact) <= bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_compute_with_exactly_their_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = unet("sd15")
+    model = load_student(Source(save_file_student(network, tmp_path / "half.safetensors", dtype=dtype), "half"))
+    x, context = inputs(2, "sd15")
+    ours = denoise(model, x, SIGMA, conditioning("sd15", context, [3.0, 12.0]))
+    theirs = reference_denoise(network.to(dtype).float(), model, "sd15", x * SIGMA, SIGMA, context, reference_embedding([3.0, 12.0], 256))
+    assert relative(ours, theirs) <= 1e-5
+
+
 def test_computing_in_bf16_keeps_the_embedding(tmp_path: Path) -> None:
     unet("sd15").save_pretrained(tmp_path / "unet")
     network = load_student(Source(tmp_path / "unet", "sd15")).model.diffusion_model

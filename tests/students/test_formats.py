@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from dizzydiff.students import errors, formats, library
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+
+from dizzydiff.students import errors, formats, library
 
 
 @pytest.fixture(scope="module")
