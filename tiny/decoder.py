@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Trains the decoder of the embedded pipeline on crops around the shapes' edges."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor, nn
+
+from . import codec, data, scene, train
+
+WINDOW = 6
+"""Side of a training crop, latent pixels."""
+NOISE = 0.04
+"""Standard deviation of noise added to the latents, so that the decoder forgives what a sampler leaves."""
+
+
+def crops(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents [batch, 4, WINDOW, WINDOW] and pictures [batch, 3, 8 WINDOW, 8 WINDOW] around a shape of random drawings."""
+    rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
+    latents, pictures = [], []
+    blocks = scene.SIDE // codec.BLOCK
+    for _ in range(batch):
+        caption = scene.random_caption(rng, rng.choice((1, 2)))
+        placed = scene.lay_out(caption, rng)
+        picture = data.picture_tensor(scene.paint(placed, caption.background))
+        target = rng.choice(placed)
+        left, top = (
+            min(max(round(centre / codec.BLOCK) - rng.randint(1, WINDOW - 1), 0), blocks - WINDOW) for centre in (target.x, target.y)
+        )
+        rows, columns = slice(top, top + WINDOW), slice(left, left + WINDOW)
+        latents.append(codec.encode(picture[None])[0, :, rows, columns])
+        pictures.append(picture.unflatten(1, (blocks, 8)).unflatten(3, (blocks, 8))[:, rows, :, columns].flatten(3, 4).flatten(1, 2))
+    return torch.stack(latents), torch.stack(pictures)
+
+
+class Decoder(nn.Module):
+    """An autoencoder's decoder alone, latents to pictures in [0, 1]; frozen where it stays the identity."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = autoencoder.decoder.requires_grad_(False)
+        for parameter in codec.start_decoder(self.decoder):
+            parameter.requires_grad_(True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decoder(z).mul(0.5).add(0.5)
+
+
+def train_decoder(autoencoder: nn.Module, folder, schedule: train.Schedule, seed: int) -> nn.Module:
+    """Mean absolute error on crops; returns the averaged decoder."""
+    run = train.Run(Decoder(autoencoder), folder, schedule)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        z, pictures = crops(schedule.batch, generator)
+        z = z + NOISE * torch.randn(z.shape, generator=generator)
+        return nn.functional.l1_loss(run.model(z), pictures)
+
+    run.train(loss, seed)
+    return run.average.decoder
