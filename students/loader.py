@@ -50,15 +50,19 @@ class GuidedUNet(UNetModel):
         self.time_embedding = torch.nn.ModuleDict({"cond_proj": operations.Linear(
             guidance.width, self.model_channels, bias=False, dtype=self.dtype, device=device)})
 
+    def guided_embedding(self, timesteps: torch.Tensor, milliweights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """[B] times and [B] or [B, 2] of 1000 w -> [B, 4 model_channels]."""
+        e = guidance_embedding(milliweights, self.guidance).to(dtype)
+        t_emb = timestep_embedding(timesteps, self.model_channels).to(dtype)
+        return self.time_embed(t_emb + self.time_embedding["cond_proj"](e))
+
     def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None,
                  milliweights=None, **kwargs):
         """As UNetModel; milliweights: [B] or [B, 2] int64, 1000 w a row (default: the default guidance)."""
         if milliweights is None:
             default = self.guidance.milliweights(scales_tensor(None, self.guidance.default_scale))
             milliweights = default.to(x.device).expand(x.shape[0])
-        e = guidance_embedding(milliweights, self.guidance).to(x.dtype)
-        t_emb = timestep_embedding(timesteps, self.model_channels).to(x.dtype)
-        emb = self.time_embed(t_emb + self.time_embedding["cond_proj"](e))
+        emb = self.guided_embedding(timesteps, milliweights, x.dtype)
         transformer_options = transformer_options or {}
         patches = transformer_options.get("patches", {})
         guided = {**patches, "emb_patch": [lambda *_: emb, *patches.get("emb_patch", [])]}
