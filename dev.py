@@ -28,7 +28,7 @@ from devtools.server import ServerFailed, running
 def python_in(workshop: Workshop, *arguments: str, cwd: Path = ROOT) -> int:
     """Exit status of the environment's Python, with the clone's root off its path."""
     settings = {"COMFYUI_PATH": str(workshop.comfyui.path), "MYPYPATH": str(cwd)}
-    return subprocess.call([str(workshop.python), *arguments], cwd=cwd, env=environment(settings))
+    return subprocess.call([str(workshop.python), "-P", *arguments], cwd=cwd, env=environment(settings))
 
 
 def demo(workshop: Workshop) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "COMFY_NO_UPDATE_CHECK": "1"}
 """Environment in which nothing calls home."""
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""Keeps the clone's root off sys.path, where the pack's ``nodes`` would hide ComfyUI's."""
+FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV")
+"""What another environment may have set; ComfyUI's main.py needs its own folder on sys.path."""
 
 
 class SetupFailed(Exception):
@@ -21,9 +21,8 @@ class SetupFailed(Exception):
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment made offline and safe, without another environment's Python paths."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return inherited | OFFLINE | SAFE_PATH | dict(extra or {})
+    """This process's environment made offline, without another environment's Python paths."""
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN} | OFFLINE | dict(extra or {})
 
 
 def tail(log: Path, lines: int = 20) -> str:
