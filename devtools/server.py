@@ -26,10 +26,11 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running ComfyUI; ``log`` is what it printed, ``output`` where it writes pictures."""
+    """A running ComfyUI; ``log`` is what it printed, ``base`` its base directory, ``output`` where it writes pictures."""
 
     port: int
     log: Path
+    base: Path
     output: Path
     process: subprocess.Popen[bytes]
 
@@ -112,7 +113,7 @@ def running(python: Path, comfyui: Path, base: Path, output: Path, log: Path, ti
             stderr=subprocess.STDOUT,
         )
     try:
-        server = Server(port, log, output, process)
+        server = Server(port, log, base, output, process)
         _await_ready(server, timeout)
         yield server
     finally:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a user meets in a running ComfyUI: the nodes, their help, and errors that leave the server running."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from devtools.server import Server
+
+NODES = ["DizzyDiffGuidanceSweep", "DizzyDiffLoadPipeline", "DizzyDiffLoadStudent", "DizzyDiffStudentGuidance", "DizzyDiffStudentSampler"]
+
+
+def run(server: Server, prompt: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
+    """The history entry of a prompt, once it is done."""
+    queued = server.request("/prompt", {"prompt": prompt})["prompt_id"]
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if entry := server.request(f"/history/{queued}").get(queued):
+            return entry
+        time.sleep(0.1)
+    raise TimeoutError(f"the prompt was not done after {timeout} s: {prompt}")
+
+
+def error_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What ComfyUI shows at the node that failed: node_id, node_type, exception_type, exception_message."""
+    assert entry["status"]["status_str"] == "error", entry["status"]
+    (error,) = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
+    return error
+
+
+def good_prompt(root: Path, guidance: float) -> dict[str, Any]:
+    """The demo's graph, at a guidance of its own so that no cache answers, in two steps."""
+    prompt = json.loads((root / "workflows" / "api" / "guided_student.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"] == "DizzyDiffStudentGuidance":
+            node["inputs"]["guidance"] = guidance
+        elif node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 2
+    return prompt
+
+
+def load_student(name: str) -> dict[str, Any]:
+    """A graph that loads a student and needs it: one step on a small latent."""
+    return {
+        "1": {"class_type": "DizzyDiffLoadStudent", "inputs": {"student": name, "weight_dtype": "default"}},
+        "2": {"class_type": "DizzyDiffLoadPipeline", "inputs": {"pipeline": "tiny"}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1], "text": "a red circle on white"}},
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 96, "height": 96, "batch_size": 1}},
+        "5": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["4", 0],
+                "seed": 0, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+            },
+        },
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["2", 2]}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "bad"}},
+    }  # fmt: skip
+
+
+def test_every_node_is_listed_once(comfy_server: Server) -> None:
+    nodes = comfy_server.request("/object_info")
+    assert sorted(name for name in nodes if name.startswith("DizzyDiff")) == NODES
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_node_has_a_help_page(node: str, comfy_server: Server) -> None:
+    with urllib.request.urlopen(f"{comfy_server.address}/extensions/dizzydiff/docs/{node}.md", timeout=30) as answer:
+        assert len(answer.read()) > 200
+
+
+def write_truncated(path: Path) -> None:
+    save_file({"time_embedding.cond_proj.weight": torch.zeros(320, 256)}, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def write_unguided(path: Path) -> None:
+    save_file({"conv_in.weight": torch.zeros(320, 4, 3, 3), "time_embedding.linear_1.weight": torch.zeros(1280, 320)}, path)
+
+
+def write_text(path: Path) -> None:
+    path.write_text("this is no weights file")
+
+
+@pytest.mark.parametrize("write", [write_truncated, write_unguided, write_text], ids=["truncated", "unguided", "text"])
+def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
+    write: Any, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
+) -> None:
+    name = f"{request.node.callspec.id}.safetensors"
+    write(models / "diffusion_models" / name)
+    error = error_of(run(comfy_server, load_student(name)))
+    assert (error["node_id"], error["node_type"]) == ("1", "DizzyDiffLoadStudent")
+    assert name in error["exception_message"]
+    assert len(error["exception_message"]) > len(name) + 40, "the message says what was expected and what to do"
+
+    guidance = 2.0 + len(name) / 100
+    assert run(comfy_server, good_prompt(root, guidance))["status"]["status_str"] == "success"
+
+
+def test_a_list_of_scales_that_cannot_be_read_is_an_error_at_the_sweep(comfy_server: Server, root: Path) -> None:
+    prompt = json.loads((root / "workflows" / "api" / "guidance_sweep.json").read_text(encoding="utf-8"))
+    (sweep,) = [node for node in prompt.values() if node["class_type"] == "DizzyDiffGuidanceSweep"]
+    sweep["inputs"]["scales"] = "1, two, 4"
+    error = error_of(run(comfy_server, prompt))
+    assert error["node_type"] == "DizzyDiffGuidanceSweep"
+    assert "two" in error["exception_message"]
+    assert run(comfy_server, good_prompt(root, 2.9))["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..\\..\\secrets.safetensors"])
+def test_a_path_out_of_the_models_folders_is_refused(name: str, comfy_server: Server) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        comfy_server.request("/prompt", {"prompt": load_student(name)})
+    assert refused.value.code == 400
+    assert comfy_server.request("/system_stats")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every example workflow, run by an independent client against a real server; its pictures are judged by the reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_cli.workflow_to_api import convert_ui_to_api
+from PIL import Image
+
+from devtools.server import Server
+from dizzydiff.tiny import reader
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+RIGHT = {"guided_student": (3, 4), "guidance_sweep": (3, 4)}
+"""Pictures that must show the prompt, of how many; a sweep begins at g = 1, where none is pushed towards it."""
+
+
+def comfy_run(server: Server, workflow: Path, home: Path) -> None:
+    """comfy-cli with nothing remembered from before, and nothing sent anywhere."""
+    private = {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home), "COMFY_NO_WATCH": "1", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-P", "-m", "comfy_cli", "--skip-prompt", "run", "--workflow", str(workflow), "--wait"]
+    command += ["--host", "127.0.0.1", "--port", str(server.port), "--timeout", "120", "--json"]
+    done = subprocess.run(command, env=os.environ | private, cwd=home, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"comfy-cli failed on {workflow.name}:\n{done.stdout}\n{done.stderr}"
+
+
+def prompts(workflow: dict[str, Any]) -> list[str]:
+    """The texts that a UI workflow's prompt nodes hold."""
+    return [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_comfy_cli_runs_the_workflow_and_the_pictures_show_the_prompt(path: Path, comfy_server: Server, tmp_path: Path) -> None:
+    before = set(comfy_server.output.rglob("*.png"))
+    comfy_run(comfy_server, path, tmp_path)
+    pictures = [Image.open(file) for file in sorted(set(comfy_server.output.rglob("*.png")) - before)]
+    (caption,) = prompts(json.loads(path.read_text(encoding="utf-8")))
+    enough, expected = RIGHT[path.stem]
+    assert [picture.size for picture in pictures] == [(96, 96)] * expected
+    right = [reader.satisfies(caption, reader.read(picture)) for picture in pictures]
+    assert sum(right) >= enough, f"{caption!r}: {right}"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_api_copy_says_the_same_as_the_workflow(path: Path, comfy_server: Server) -> None:
+    converted = convert_ui_to_api(json.loads(path.read_text(encoding="utf-8")), comfy_server.request("/object_info"))
+    assert json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")) == converted
+
+
+def test_comfyui_offers_the_workflows_as_templates(comfy_server: Server) -> None:
+    assert sorted(comfy_server.request("/workflow_templates")["dizzydiff"]) == [path.stem for path in WORKFLOWS]
