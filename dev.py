@@ -27,7 +27,7 @@ from devtools.server import ServerFailed, running
 
 def python_in(workshop: Workshop, *arguments: str, cwd: Path = ROOT) -> int:
     """Exit status of the environment's Python, with the clone's root off its path."""
-    settings = {"COMFYUI_PATH": str(workshop.comfyui.path), "MYPYPATH": str(cwd)}
+    settings = {"COMFYUI_PATH": str(workshop.comfyui.path), "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
     return subprocess.call([str(workshop.python), "-P", *arguments], cwd=cwd, env=environment(settings))
 
 
