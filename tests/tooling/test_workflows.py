@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The example graphs as a user sees them: readable, tidy and whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+TITLE = 30
+"""Height of the bar above a node's position; a group's own is inside its box."""
+
+Box = tuple[float, float, float, float]
+
+
+def node_box(node: dict[str, Any]) -> Box:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def group_box(group: dict[str, Any]) -> Box:
+    x, y, width, height = group["bounding"]
+    return x, y, x + width, y + height
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def inside(a: Box, b: Box) -> bool:
+    return b[0] <= a[0] and b[1] + TITLE <= a[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def graph(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_there_are_workflows_and_each_has_an_api_copy() -> None:
+    assert WORKFLOWS
+    assert sorted(path.name for path in (WORKFLOWS[0].parent / "api").iterdir()) == [path.name for path in WORKFLOWS]
+
+
+def test_nothing_overlaps_and_every_node_stands_in_a_titled_group(graph: dict[str, Any]) -> None:
+    for boxes in ([node_box(node) for node in graph["nodes"]], [group_box(group) for group in graph["groups"]]):
+        assert not [pair for pair in itertools.combinations(boxes, 2) if overlap(*pair)]
+    for node in graph["nodes"]:
+        assert any(inside(node_box(node), group_box(group)) for group in graph["groups"]), node["type"]
+    assert all(group["title"] for group in graph["groups"])
+
+
+def test_a_note_explains_the_graph(graph: dict[str, Any]) -> None:
+    (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    assert len(note["widgets_values"][0]) > 100
+
+
+def test_links_agree_with_the_sockets_at_both_ends(graph: dict[str, Any]) -> None:
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for link, source, output, target, socket, kind in graph["links"]:
+        assert link in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][socket]["link"] == link
+        assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][socket]["type"] == kind
+    assert all(socket["link"] is not None for node in nodes.values() for socket in node["inputs"])
