@@ -52,7 +52,9 @@ def measure(student: Any, teacher: Any, size: int, repeats: int) -> dict[str, fl
     device = student.load_device
     context = torch.randn(1, 77, student.model.model_config.unet_config["context_dim"])
     times, milliweights = torch.tensor([500.0], device=device), torch.tensor([3000], device=device)
-    one, two, guidance = [], [], []
+    one: list[float] = []
+    two: list[float] = []
+    guidance: list[float] = []
     with torch.inference_mode():
         for round_ in range(repeats + 1):
             measured = (step_seconds(student, context, size, cfg=1.0), step_seconds(teacher, context, size, cfg=4.0),

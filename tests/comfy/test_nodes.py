@@ -181,11 +181,11 @@ def test_unreadable_scales_are_shown_back() -> None:
         GuidanceSweep.execute([], {"samples": torch.zeros(1, 4, 8, 8)}, "1, zwei")
 
 
-def test_any_missing_tensor_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_a_missing_tensor_anywhere_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     network = unet("tiny", block_out_channels=(32, 32), attention_head_dim=4, cross_attention_dim=8)
     weights = {key: t.contiguous() for key, t in network.state_dict().items()}
     path = tmp_path / "holed.safetensors"
-    for key in weights:
+    for key in list(weights)[::6]:
         save_file({k: t for k, t in weights.items() if k != key}, path)
         with pytest.raises(errors.StudentError, match=r"holed\.safetensors"):
             load_student(Source(path, path.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dizzydiff.students.sampler import ddim_step, flow_signal, renoise, sample_student, unit_signal
@@ -29,7 +29,6 @@ def falling(draw_from: list[float]) -> torch.Tensor:
 SIGMAS = st.lists(st.floats(0.05, 20.0), min_size=1, max_size=8, unique=True).map(falling)
 
 
-@settings(deadline=None)
 @given(SIGMAS)
 def test_deterministic_sampler_is_a_product_of_ddim_factors(sigmas: torch.Tensor) -> None:
     """On a Gaussian every step multiplies x: D = s x with s = V / (V + sigma^2), x' = (s + (1 - s) sigma' / sigma) x."""
@@ -39,7 +38,6 @@ def test_deterministic_sampler_is_a_product_of_ddim_factors(sigmas: torch.Tensor
     torch.testing.assert_close(sample_student(gaussian, x, sigmas, disable=True, eta=0.0, noise_sampler=no_noise), factor * x)
 
 
-@settings(deadline=None)
 @given(SIGMAS, st.floats(0.05, 1.0))
 def test_stochastic_sampler_has_the_closed_forms_variance(sigmas: torch.Tensor, eta: float) -> None:
     """With unit noise kept as its own coordinate, the variance obeys v' = f^2 v + sigma_s^2 - sigma_k^2."""
