@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ComfyUI inside this very process, for tests that call it without a server."""
+"""ComfyUI inside this very process, for tests and benchmarks that call it without a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from .comfyui import ComfyUINotFound, is_comfyui, locate
 
 
-def enter_comfyui(root: Path) -> None:
-    """Make ComfyUI's modules importable, on the CPU and with an empty base directory that lasts as long as the process.
+def enter_comfyui(root: Path, cpu: bool = True) -> None:
+    """Make ComfyUI's modules importable, with an empty base directory that lasts as long as the process.
 
     Call it before anything of ComfyUI is imported: its device and folders are chosen at import.
     """
@@ -26,5 +26,5 @@ def enter_comfyui(root: Path) -> None:
 
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     args.base_directory = base

@@ -42,3 +42,11 @@ def test_the_registry_finds_what_it_needs(root: Path) -> None:
 def test_development_packages_are_pinned(name: str, root: Path) -> None:
     lines = [line.partition("#")[0].strip() for line in (root / name).read_text().splitlines()]
     assert all("==" in line for line in lines if line)
+
+
+def test_the_registrys_own_tool_accepts_the_pack(root: Path, tmp_path: Path) -> None:
+    private = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-P", "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
+    done = subprocess.run(command, cwd=root, env=environment(private), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout + done.stderr
