@@ -98,7 +98,7 @@ def _stop(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 
 @contextmanager
-def running(python: Path, comfyui: Path, base: Path, output: Path, log: Path, timeout: float = 180.0) -> Iterator[Server]:
+def running(python: Path, comfyui: Path, base: Path, output: Path, log: Path, timeout: float = 300.0) -> Iterator[Server]:
     """A ComfyUI that answers, stopped when the block is left in whatever way; raises :class:`ServerFailed`."""
     for folder in (output, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
