@@ -74,6 +74,11 @@ def bench(workshop: Workshop, name: str, quick: bool, json_file: Path) -> int:
     return python_in(workshop, *runner, *(["--quick"] if quick else []))
 
 
+def tiny(workshop: Workshop, arguments: list[str]) -> int:
+    """Make the embedded pipeline of tiny/ from nothing (hours on a CPU); goes on where it stopped."""
+    return python_in(workshop, str(ROOT / "tiny" / "__main__.py"), "--comfyui", str(workshop.comfyui.path), *arguments)
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -85,8 +90,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     benchmark.add_argument("name", metavar="NAME")
     benchmark.add_argument("--quick", action="store_true", help="fewer repeats, smaller sizes")
     benchmark.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the rows go")
+    commands.add_parser("tiny", help=f"{tiny.__doc__} Further arguments go to the recipe.")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "tiny"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     return options, rest
 
@@ -106,6 +112,8 @@ def main(arguments: list[str]) -> int:
                 return serve(workshop)
             case "bench":
                 return bench(workshop, options.name, options.quick, options.json)
+            case "tiny":
+                return tiny(workshop, rest)
         return 0
     except (SetupFailed, ServerFailed) as failure:
         print(failure, file=sys.stderr)

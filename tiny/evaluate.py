@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from PIL import Image
@@ -46,7 +47,7 @@ def ddim(velocity: Velocity, noise: Tensor, context: Tensor, diffusion: Diffusio
     """Deterministic DDIM (Song et al. 2021) for v-prediction on trailing timesteps; the last step returns the predicted x."""
     times = torch.linspace(len(diffusion.alpha) - 1, -1, steps + 1).round().long()
     z = noise
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         v = velocity(z, t.expand(len(z)), context)
         x, eps = diffusion.alpha[t] * z - diffusion.sigma[t] * v, diffusion.sigma[t] * z + diffusion.alpha[t] * v
         z = x if s < 0 else diffusion.alpha[s] * x + diffusion.sigma[s] * eps
@@ -60,7 +61,9 @@ def pictures(decoder: nn.Module, latents: Tensor) -> list[Image.Image]:
 
 
 @torch.inference_mode()
-def draw_captions(velocity: Velocity, contexts: Tensor, decoder: nn.Module, diffusion: Diffusion, steps: int, seed: int) -> list[Image.Image]:
+def draw_captions(
+    velocity: Velocity, contexts: Tensor, decoder: nn.Module, diffusion: Diffusion, steps: int, seed: int
+) -> list[Image.Image]:
     """One picture a context; row i starts from the noise of (seed, i) whatever the batch size."""
     images: list[Image.Image] = []
     for start in range(0, len(contexts), BATCH):

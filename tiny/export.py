@@ -38,9 +38,10 @@ def write_pipeline(folder: Path, teacher: nn.Module, student: nn.Module, text_en
     low, high = networks.GUIDANCE.scale_range
     _write(folder / "unet", weights, student.state_dict(), _config(student, guidance_weight="g - 1", guidance_scale_range=[low, high]))
     _write(folder / "teacher", weights, teacher.state_dict(), _config(teacher))
-    text_state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text_encoder.state_dict().items() if "position_ids" not in key}
-    _write(folder / "text_encoder", "model", text_state, _config(text_encoder))
-    _write(folder / "vae", weights, autoencoder.state_dict(), _config(autoencoder, latent_rgb_factors=codec.RGB_FACTORS, latent_rgb_bias=[0.0, 0.0, 0.0]))
+    text = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text_encoder.state_dict().items()}
+    _write(folder / "text_encoder", "model", text, _config(text_encoder))
+    preview = {"latent_rgb_factors": codec.RGB_FACTORS, "latent_rgb_bias": [0.0, 0.0, 0.0]}
+    _write(folder / "vae", weights, autoencoder.state_dict(), _config(autoencoder, **preview))
     networks.scheduler().save_config(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",

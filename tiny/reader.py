@@ -18,7 +18,7 @@ from scipy import ndimage
 from . import scene
 
 COLOUR_TOLERANCE = 60.0
-"""Farthest RGB distance (0-255 scale) at which a colour still has its name; the nearest two names are 110 apart."""
+"""Farthest RGB distance (0-255 scale) at which a colour still has its name; the nearest two names are 102 apart."""
 SHAPE_AGREEMENT = 0.85
 """Least intersection over union with the ideal shape in the same bounding box."""
 SPECK = 12
@@ -61,9 +61,9 @@ def read(image: Image.Image) -> Reading:
     if image.size != (scene.SIDE, scene.SIDE):
         image = image.resize((scene.SIDE, scene.SIDE), Image.Resampling.BOX)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
-    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
-    ground = np.median(border, axis=0)
-    regions, count = ndimage.label(np.linalg.norm(pixels - ground, axis=-1) > COLOUR_TOLERANCE)
+    edges = (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])
+    ground = np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
+    regions, _ = ndimage.label(np.linalg.norm(pixels - ground, axis=-1) > COLOUR_TOLERANCE)
     shapes = []
     for index, box in enumerate(ndimage.find_objects(regions), start=1):
         mask = regions[box] == index

@@ -93,7 +93,8 @@ def parse(text: str) -> Caption:
     """The caption that ``text`` spells. Raises ValueError for anything outside this world's grammar."""
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"not a caption of the embedded pipeline: {text!r}; expected for example 'a small red circle left of a blue square on white'")
+        example = "a small red circle left of a blue square on white"
+        raise ValueError(f"not a caption of the embedded pipeline: {text!r}; expected for example {example!r}")
     part = match.groupdict()
     things = tuple(Thing(part[f"colour{i}"], part[f"shape{i}"], part[f"size{i}"]) for i in (1, 2) if part[f"colour{i}"])
     return Caption(things, part["background"], part["relation"], part["place"])

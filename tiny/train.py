@@ -173,7 +173,9 @@ class Pictures:
         return self.latents[rows], self.tokens[rows]
 
 
-def train_teacher(model: TextToLatent, pictures: Pictures, diffusion: Diffusion, folder: Path, schedule: Schedule, seed: int) -> TextToLatent:
+def train_teacher(
+    model: TextToLatent, pictures: Pictures, diffusion: Diffusion, folder: Path, schedule: Schedule, seed: int
+) -> TextToLatent:
     """Denoising score matching on v with captions dropped at random, so that classifier-free guidance works."""
     run = Run(model, folder, schedule)
 
@@ -187,8 +189,16 @@ def train_teacher(model: TextToLatent, pictures: Pictures, diffusion: Diffusion,
     return run.average
 
 
-def train_student(student: nn.Module, teacher: TextToLatent, guided: GuidanceInput, pictures: Pictures, diffusion: Diffusion, folder: Path,
-                  schedule: Schedule, seed: int) -> nn.Module:
+def train_student(
+    student: nn.Module,
+    teacher: TextToLatent,
+    guided: GuidanceInput,
+    pictures: Pictures,
+    diffusion: Diffusion,
+    folder: Path,
+    schedule: Schedule,
+    seed: int,
+) -> nn.Module:
     """Stage one of Meng et al. 2023: min E || v_student(z_t, c, w) - ((1 + w) v(z_t, c) - w v(z_t)) ||^2, w uniform.
 
     Equation 3 there is for predictions of x; the guided prediction is linear, so the same weights hold for v. ``student``
@@ -204,7 +214,8 @@ def train_student(student: nn.Module, teacher: TextToLatent, guided: GuidanceInp
         milliweights = guided.milliweights(g)
         w = milliweights[:, None, None, None] / 1000
         with torch.no_grad():
-            context, empty = teacher.text_encoder(tokens).last_hidden_state, teacher.text_encoder(pictures.empty[None]).last_hidden_state
+            context = teacher.text_encoder(tokens).last_hidden_state
+            empty = teacher.text_encoder(pictures.empty[None]).last_hidden_state
             both = torch.cat([context, empty.expand_as(context)])
             conditional, unconditional = teacher.unet(torch.cat([z, z]), torch.cat([t, t]), both, return_dict=False)[0].chunk(2)
             target = (1 + w) * conditional - w * unconditional

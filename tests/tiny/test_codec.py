@@ -5,9 +5,10 @@ import random
 
 import pytest
 import torch
-from dizzydiff.tiny import codec, data, networks, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dizzydiff.tiny import codec, data, networks, scene
 
 
 @pytest.fixture(scope="module")

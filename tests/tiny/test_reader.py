@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The reader accepts every drawing of a caption and nothing else."""
 
+import itertools
 import random
 
 import pytest
-from dizzydiff.tiny import reader, scene
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageFilter
+
+from dizzydiff.tiny import reader, scene
 
 captions = st.builds(
     lambda seed, things, held_out: scene.random_caption(random.Random(seed), things, held_out),
@@ -17,16 +19,19 @@ captions = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(captions, st.integers(0, 2**32))
 def test_reads_every_drawing_of_a_caption(caption, seed):
     assert reader.satisfies(caption, reader.read(scene.draw(caption, random.Random(seed))))
 
 
+@settings(deadline=None)
 @given(captions)
 def test_a_caption_survives_being_spelled_out(caption):
     assert scene.parse(str(caption)) == caption
 
 
+@settings(max_examples=60, deadline=None)
 @given(captions, captions, st.integers(0, 2**32))
 def test_a_drawing_satisfies_another_caption_only_if_that_one_is_true_of_it(caption, other, seed):
     placed = scene.lay_out(caption, random.Random(seed))
@@ -39,7 +44,7 @@ def test_a_drawing_satisfies_another_caption_only_if_that_one_is_true_of_it(capt
         )
 
     true = other.background == caption.background and len(placed) == len(other.things) and (says_true(placed) or says_true(placed[::-1]))
-    clear = all(abs(abs(a.x - b.x) - abs(a.y - b.y)) > 2 for a, b in zip(placed, placed[1:], strict=False))
+    clear = all(abs(abs(a.x - b.x) - abs(a.y - b.y)) > 2 for a, b in itertools.pairwise(placed))
     if clear and not other.place:
         assert reader.satisfies(other, reader.read(scene.paint(placed, caption.background))) == true
 
