@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +38,11 @@ def crops(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 class Decoder(nn.Module):
-    """An autoencoder's decoder alone, latents to pictures in [0, 1]; frozen where it stays the identity."""
+    """An AutoencoderTiny's decoder alone, latents to pictures in [0, 1]; frozen where it stays the identity."""
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self.decoder = autoencoder.decoder.requires_grad_(False)
+        self.decoder = decoder.requires_grad_(False)
         for parameter in codec.start_decoder(self.decoder):
             parameter.requires_grad_(True)
 
@@ -48,9 +50,9 @@ class Decoder(nn.Module):
         return self.decoder(z).mul(0.5).add(0.5)
 
 
-def train_decoder(autoencoder: nn.Module, folder, schedule: train.Schedule, seed: int) -> nn.Module:
+def train_decoder(decoder: nn.Module, folder: Path, schedule: train.Schedule, seed: int) -> nn.Module:
     """Mean absolute error on crops; returns the averaged decoder."""
-    run = train.Run(Decoder(autoencoder), folder, schedule)
+    run = train.Run(Decoder(decoder), folder, schedule)
 
     def loss(generator: torch.Generator) -> Tensor:
         z, pictures = crops(schedule.batch, generator)
@@ -58,4 +60,4 @@ def train_decoder(autoencoder: nn.Module, folder, schedule: train.Schedule, seed
         return nn.functional.l1_loss(run.model(z), pictures)
 
     run.train(loss, seed)
-    return run.average.decoder
+    return cast(Decoder, run.average).decoder

@@ -52,7 +52,7 @@ def measure(teacher: train.TextToLatent, student, decoder_net, tokenizer_folder:
     def score(velocity, captions, seed):
         with torch.inference_mode():
             contexts = teacher.text_encoder(tokens_of([str(c) for c in captions], tokenizer_folder)).last_hidden_state
-        return evaluate.accuracy(captions, evaluate.draw_captions(velocity, contexts, decoder_net, diffusion, STEPS, seed))
+        return round(evaluate.accuracy(captions, evaluate.draw_captions(velocity, contexts, decoder_net, diffusion, STEPS, seed)), 1)
 
     kinds = {"one_object": ((1,), False), "two_objects": ((2,), False), "held_out_one": ((1,), True), "held_out_two": ((2,), True)}
     at_four = evaluate.teacher_velocity(teacher.unet, empty, 4)
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     autoencoder = networks.autoencoder()
     autoencoder.load_state_dict(autoencoder.state_dict() | codec.closed_form_encoder(autoencoder.state_dict()))
-    autoencoder.decoder = decoder.train_decoder(autoencoder, options.work / "decoder", DECODER, SEED)
+    autoencoder.decoder = decoder.train_decoder(autoencoder.decoder, options.work / "decoder", DECODER, SEED)
 
     pictures = training_pictures(options.work, tokenizer)
     diffusion = train.Diffusion.of(networks.scheduler())

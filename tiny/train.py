@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -22,8 +23,8 @@ WARM_UP, BETAS, WEIGHT_DECAY, CLIP = 200, (0.9, 0.99), 0.01, 1.0
 MUON_FACTOR = 3.0
 """Muon's learning rate over AdamW's."""
 EMA_DECAY = 0.999
-TIME_EXPONENT = 0.6
-"""Training times are T u^0.6, u uniform; 1 would be uniform times."""
+TIME_EXPONENT = 1.3
+"""Training times are T u^1.3, u uniform: 40 % of them below sigma 1, where edges and corners are decided."""
 CAPTION_DROP = 0.1
 CHECKPOINT_EVERY, LOG_EVERY = 200, 50
 
@@ -44,7 +45,8 @@ class Schedule:
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(hidden matrices and convolutions, everything else that trains: first and last layers, embeddings, norms, biases)."""
     outer = ("conv_in.", "conv_out.", "embedding", "decoder.layers.0.", "decoder.layers.18.")
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.ndim >= 2 and not any(part in name for part in outer) else rest).append(parameter)
@@ -80,7 +82,7 @@ class Run:
         self.update += 1
         decay = min(EMA_DECAY, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
+            torch._foreach_lerp_(list[Tensor](self.averaged), list[Tensor](self.trained), 1 - decay)
 
     def save(self) -> None:
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -141,7 +143,7 @@ class Diffusion:
         return cls(cumulative.sqrt(), (1 - cumulative).sqrt())
 
     def noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(z_t, t, v) at random times, more of them where noise hides the composition: that is what captions decide."""
+        """(z_t, t, v) at random times."""
         t = (len(self.alpha) * torch.rand(len(x), generator=generator) ** TIME_EXPONENT).long()
         eps = torch.randn(x.shape, generator=generator)
         alpha, sigma = self.alpha[t, None, None, None], self.sigma[t, None, None, None]
@@ -186,7 +188,7 @@ def train_teacher(
         return nn.functional.mse_loss(model(z, t, torch.where(dropped[:, None], pictures.empty, tokens)), v)
 
     run.train(loss, seed)
-    return run.average
+    return cast(TextToLatent, run.average)
 
 
 def train_student(
@@ -205,7 +207,7 @@ def train_student(
     starts as the teacher's copy with a guidance projection of zeros; the text encoder stays the teacher's.
     """
     run = Run(student, folder, schedule)
-    low, high = guided.scale_range
+    low, high = guided.scale_range or (1.0, 1.0)
 
     def loss(generator: torch.Generator) -> Tensor:
         x, tokens = pictures.batch(schedule.batch, generator)
