@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from . import codec, networks
 
@@ -28,8 +29,8 @@ def _write(folder: Path, name: str, state: dict[str, Tensor], config: dict) -> N
 
 
 def _config(model, **extra) -> dict:
-    plain = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
-    return {key: value for key, value in plain.items() if key != "_name_or_path"} | extra
+    plain = model.config.to_dict() if isinstance(model, PreTrainedModel) else json.loads(model.to_json_string())
+    return plain | extra
 
 
 def write_pipeline(folder: Path, teacher: nn.Module, student: nn.Module, text_encoder: nn.Module, autoencoder: nn.Module) -> None:
