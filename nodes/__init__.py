@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The doors of the pack: V3 node classes."""
 
+from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from .students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 
-NODE_CLASSES = [LoadStudent, LoadPipeline, StudentGuidance, GuidanceSweep, StudentSampler]
+NODE_CLASSES = [LoadStudent, LoadPipeline, StudentGuidance, GuidanceSweep, StudentSampler,
+                DraftDevices, DraftRefineSampler, DraftRefineKSampler]

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be wrong with what the user gave: one type a mistake.
+
+Every message names what was given, what was expected, and what to do.
+"""
+
+
+class DraftingError(ValueError):
+    """Base of all errors a user of draft-refine can cause."""
+
+
+class BadDevices(DraftingError):
+    """The list of devices cannot be read, or names a device that this machine has not."""
+
+
+class CannotClone(DraftingError):
+    """The model cannot be loaded a second time for another device."""
+
+
+class Undraftable(Exception):
+    """Why a sampler cannot be drafted; it runs as it is, and the user is told."""

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The timeline of a drafted run as a picture: rounds from left to right, the states of a round from top to bottom."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .speculation import Evaluated, Report
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+CELL, GAP, MARGIN, LEGEND = 44, 4, 16, 64
+SMALLEST = 1024
+"""Least width of the picture, pixels."""
+INK, PAPER, ANCHOR, UNUSED = (30, 30, 36), (250, 250, 252), (92, 104, 124), (222, 224, 230)
+SCALE = ((1e-4, (38, 130, 142)), (1e-3, (94, 201, 98)), (1e-2, (253, 200, 60)), (1e-1, (214, 60, 60)))
+"""Colours of deviations; between them, and beyond, on a logarithmic scale."""
+
+
+def colour(deviation: float) -> tuple[int, int, int]:
+    """The colour of a deviation: green where the draft was near, red where it was far."""
+    place = (math.log10(max(deviation, 1e-12)) - math.log10(SCALE[0][0])) / math.log10(SCALE[1][0] / SCALE[0][0])
+    place = min(max(place, 0.0), len(SCALE) - 1.0)
+    low = min(int(place), len(SCALE) - 2)
+    a, b = SCALE[low][1], SCALE[low + 1][1]
+    red, green, blue = (round(x + (place - low) * (y - x)) for x, y in zip(a, b, strict=True))
+    return red, green, blue
+
+
+def draw(report: Report, places: list[str]) -> Image.Image:
+    """RGB picture of a report; ``places`` names where the first, second, ... state of a round is evaluated."""
+    rows = max(len(states) for states in report.rounds)
+    names = [places[row] if row < len(places) else "" for row in range(rows)]
+    font, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    left = MARGIN + max(int(font.getlength(name)) for name in names) + MARGIN
+    cell = max(CELL, (SMALLEST - left - MARGIN) // len(report.rounds))
+    cell = min(cell, 2 * CELL)
+    size = (max(SMALLEST, left + cell * len(report.rounds) + MARGIN), 2 * MARGIN + 28 + rows * CELL + LEGEND)
+    image = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(image)
+    calls = 1 + max(state.call for states in report.rounds for state in states)
+    title = f"{calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"
+    pen.text((MARGIN, MARGIN - 4), title, INK, font)
+    top = MARGIN + 28
+    for row, name in enumerate(names):
+        pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, font, anchor="lm")
+    for column, states in enumerate(report.rounds):
+        for row, state in enumerate(states):
+            x, y = left + column * cell, top + row * CELL
+            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0, small)
+    _legend(pen, left, top + rows * CELL + MARGIN, small)
+    return image
+
+
+def _cell(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: Evaluated, anchor: bool, font: Font) -> None:
+    fill = ANCHOR if anchor else UNUSED if state.deviation is None else colour(state.deviation)
+    pen.rounded_rectangle(box, 5, fill)
+    if state.accepted is False:
+        pen.line(((box[0] + 6, box[1] + 6), (box[2] - 6, box[3] - 6)), INK, 3)
+        pen.line(((box[0] + 6, box[3] - 6), (box[2] - 6, box[1] + 6)), INK, 3)
+    else:
+        ink = PAPER if anchor else INK
+        pen.text(((box[0] + box[2]) // 2, (box[1] + box[3]) // 2), str(state.call + 1), ink, font, anchor="mm")
+
+
+def _legend(pen: ImageDraw.ImageDraw, left: int, top: int, font: Font) -> None:
+    entries = [("where the sampler stood", ANCHOR), ("not reached", UNUSED)]
+    entries += [(f"draft off by {value:g}", shade) for value, shade in SCALE]
+    x = left
+    for label, shade in entries:
+        pen.rounded_rectangle((x, top, x + 18, top + 18), 4, shade)
+        pen.text((x + 24, top + 9), label, INK, font, anchor="lm")
+        x += 24 + int(font.getlength(label)) + 18
+    pen.text((left, top + 28), "crossed out: too far from where the sampler arrived, dropped and drafted again", INK, font)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Draft-refine: one image on several devices, in a fraction of the rounds."""
+
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..drafting import timeline
+from ..drafting.replicas import DraftRefine, spread
+from ..drafting.speculation import Report
+
+CATEGORY = "DizzyDiff/drafting"
+MODES = ["verified", "aggressive", "conservative"]
+TOLERANCE = 0.01
+
+
+def _mode() -> io.Combo.Input:
+    return io.Combo.Input("mode", options=MODES, default="verified",
+                          tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. aggressive: "
+                                  "drafts are always used. conservative: every second round evaluates one state.")
+
+
+def _width() -> io.Int.Input:
+    return io.Int.Input("width", default=0, min=0, max=64,
+                        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch on one.")
+
+
+def _tolerance() -> io.Float.Input:
+    return io.Float.Input("tolerance", default=TOLERANCE, min=0.0, max=1.0, step=0.001, round=0.0001,
+                          tooltip="For verified: how far a draft may be off, relative to the picture. 0 samples step by step.")
+
+
+class DraftDevices(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffDevices", display_name="Draft Devices", category=CATEGORY,
+            description="Where Draft-Refine evaluates: a copy of the model on every device, or one batch on the model's own.",
+            search_aliases=["multi gpu", "parallel", "devices"],
+            inputs=[
+                io.Model.Input("model"),
+                io.String.Input("devices", default="auto",
+                                tooltip="auto: all GPUs; on a single one a batch, if that pays. batch: always a batch on one device. "
+                                        "Or a list such as: cuda:0, cuda:1"),
+                _width(),
+            ],
+            outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model: Any, devices: str, width: int) -> io.NodeOutput:
+        return io.NodeOutput(spread(model, devices, width))
+
+
+class DraftRefineSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffDraftRefine", display_name="Draft-Refine Sampler", category=CATEGORY,
+            description="Makes any sampler work on several predictions at once: it drafts the next states, evaluates them in parallel, "
+                        "and refines. Put Draft Devices before the guider.",
+            search_aliases=["multi gpu", "parallel", "draft", "speculative"],
+            inputs=[
+                io.Sampler.Input("sampler"),
+                _mode(), _width(), _tolerance(),
+                io.Combo.Input("drafts", options=["extrapolated", "frozen"], default="extrapolated", advanced=True,
+                               tooltip="extrapolated: follows the trend of the last predictions. frozen: holds the last one."),
+            ],
+            outputs=[io.Sampler.Output()])
+
+    @classmethod
+    def execute(cls, sampler: Any, mode: str, width: int, tolerance: float, drafts: str = "extrapolated") -> io.NodeOutput:
+        return io.NodeOutput(DraftRefine(sampler, mode, width, tolerance, frozen=drafts == "frozen"))  # type: ignore[arg-type]
+
+
+class DraftRefineKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffDraftRefineKSampler", display_name="Draft-Refine KSampler", category=CATEGORY,
+            description="KSampler in a fraction of the rounds, on several devices or in batches on one. The second output shows what was "
+                        "evaluated when, and how far each draft was off.",
+            search_aliases=["multi gpu", "parallel", "draft", "ksampler"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("steps", default=28, min=1, max=10000),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES),
+                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                _mode(), _width(), _tolerance(),
+            ],
+            outputs=[io.Latent.Output(), io.Image.Output(display_name="timeline")])
+
+    @classmethod
+    def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: list, negative: list,
+                latent_image: dict, denoise: float, mode: str, width: int, tolerance: float) -> io.NodeOutput:
+        reports: list[Report] = []
+        sampler = DraftRefine(comfy.samplers.sampler_object(sampler_name), mode, width, tolerance,  # type: ignore[arg-type]
+                              on_report=reports.append)
+        sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise).sigmas
+        latent = sample(model, seed, cfg, sampler, sigmas, positive, negative, latent_image)
+        places = [str(clone.load_device) for clone in (model, *model.get_additional_models_with_key("multigpu"))]
+        return io.NodeOutput(latent, picture_of(reports, places if len(places) > 1 else ["draft" if row else "state" for row in range(64)]))
+
+
+def sample(model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: list, negative: list, latent: dict) -> dict:
+    """What KSampler does, with a SAMPLER and SIGMAS."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"),
+                                                     latent.get("downscale_ratio_temporal"))
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    out = {key: value for key, value in latent.items() if key not in ("downscale_ratio_spacial", "downscale_ratio_temporal")}
+    out["samples"] = comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"), callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    return out
+
+
+def picture_of(reports: list[Report], places: list[str]) -> torch.Tensor:
+    """The timeline [1, H, W, 3] of a run, or an empty one where nothing was drafted."""
+    if not reports:
+        return torch.ones(1, 64, 1024, 3)
+    return torch.from_numpy(np.asarray(timeline.draw(reports[0], places), dtype=np.float32) / 255)[None]

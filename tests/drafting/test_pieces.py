@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Coordinates, guesses, the dry run and the noise tape, each against what it must be."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dizzydiff.drafting.calls import plan
+from dizzydiff.drafting.coordinates import Space, flow_signal, unit_signal
+from dizzydiff.drafting.errors import Undraftable
+from dizzydiff.drafting.noise import NoiseTape
+from dizzydiff.drafting.predictors import Guess, Known, carry, lagrange
+
+from .world import SAMPLERS, Mixture, StandIn, adaptive, karras, seeded_noise
+
+SPACES = st.sampled_from([Space(unit_signal), Space(flow_signal), Space(unit_signal, 0.5), Space(flow_signal, 2.0)])
+SIGMAS = st.floats(0.01, 0.99)
+
+
+def vector(seed: int) -> torch.Tensor:
+    return torch.randn(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(SPACES, SIGMAS)
+def test_bases_are_the_same_prediction(space: Space, sigma: float) -> None:
+    x, D = vector(0), vector(1)
+    torch.testing.assert_close(space.D_of_F(x, space.F_of(x, D, sigma), sigma), D)
+    torch.testing.assert_close(space.D_of_eps(x, space.eps_of(x, D, sigma), sigma), D)
+
+
+@given(SPACES, SIGMAS)
+def test_f_of_the_matching_gaussian_is_zero_and_carrying_it_is_exact(space: Space, sigma: float) -> None:
+    """Data N(0, sigma_d^2): D = gain x."""
+    x, moved = vector(0), vector(1)
+    known = Known(x, sigma, space.gain(sigma) * x[None])
+    torch.testing.assert_close(space.F_of(x, known.prediction, sigma), torch.zeros(1, 5, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(carry(space, "F", known, moved), space.gain(sigma) * moved[None])
+
+
+@given(SPACES, SIGMAS)
+def test_carrying_eps_holds_eps_and_carrying_d_holds_d(space: Space, sigma: float) -> None:
+    x, moved, D = vector(0), vector(1), vector(2)[None]
+    carried = carry(space, "eps", Known(x, sigma, D), moved)
+    torch.testing.assert_close(space.eps_of(moved, carried, sigma), space.eps_of(x, D, sigma))
+    assert torch.equal(carry(space, "D", Known(x, sigma, D), moved), D)
+
+
+@given(st.integers(0, 3), st.lists(st.floats(0.1, 5), min_size=4, max_size=4, unique_by=lambda t: round(t, 1)))
+def test_lagrange_weights_reproduce_polynomials(order: int, times: list[float]) -> None:
+    nodes, t = times[: order + 1], 0.05
+    terms = [weight * node**order for weight, node in zip(lagrange(nodes, t), nodes, strict=True)]
+    assert sum(terms) == pytest.approx(t**order, abs=1e-9 * sum(map(abs, terms)))
+
+
+@pytest.mark.parametrize("basis", ["eps", "F", "D"])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_guess_is_exact_where_the_trend_is_a_polynomial_and_hindsight_finds_its_order(basis: str, order: int) -> None:
+    space, sigmas = Space(), (4.0, 3.0, 2.0, 1.2, 0.7)
+    x = vector(0)
+
+    def known(sigma: float) -> Known:
+        value = (vector(1) + math.sqrt(sigma) ** order * vector(2))[None]
+        D = {"eps": space.D_of_eps, "F": space.D_of_F, "D": lambda x, value, sigma: value}[basis](x, value, sigma)
+        return Known(x, sigma, D)
+
+    history, ahead = [known(sigma) for sigma in sigmas[:4]], known(sigmas[4])
+    guess = Guess(basis, (3, order))  # type: ignore[arg-type]
+    torch.testing.assert_close(guess(space, history, order, x, sigmas[4]), ahead.prediction)
+    rough = [Known(k.x, k.sigma, k.prediction + 0.1 * vector(9 + i)) for i, k in enumerate(history)]
+    assert guess.best_order(space, rough, ahead) == min((3, order), key=lambda o: float(
+        (guess(space, rough, o, x, sigmas[4]) - ahead.prediction).square().mean()))
+
+
+def toy(answer) -> StandIn:
+    return StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma))
+
+
+@given(st.integers(2, 12))
+def test_the_dry_run_knows_every_question(steps: int) -> None:
+    """What it says of sigmas and gains against closed forms: Euler moves an offset by sigma / sigma_0."""
+    sigmas = karras(steps)
+    calls = plan(SAMPLERS["euler"], toy, sigmas, 2)
+    assert [call.step for call in calls] == list(range(steps))
+    assert [call.sigma for call in calls] == pytest.approx(sigmas[:-1].tolist(), rel=1e-6)
+    assert [call.gain for call in calls] == pytest.approx((sigmas[:-1] / sigmas[0]).tolist(), rel=1e-4)
+    assert [call.step for call in plan(SAMPLERS["heun"], toy, sigmas, 2)] == [i // 2 for i in range(2 * steps - 1)]
+    assert [call.noises for call in plan(SAMPLERS["ancestral"], toy, sigmas, 2)] == list(range(steps))
+
+
+def test_samplers_that_cannot_be_run_ahead_are_found_out() -> None:
+    def silent(model, x, sigmas, callback, noise):
+        return SAMPLERS["euler"](model, x, sigmas, None, noise)
+
+    def elsewhere(model, x, sigmas, callback, noise):
+        own = torch.linspace(float(sigmas[0]), 0.0, len(sigmas)) ** 2
+        return SAMPLERS["euler"](model, x, own, callback, noise)
+
+    sigmas = karras(8)
+    for sampler, reason in ((adaptive, "depends on what it was answered"), (silent, "one by one"), (elsewhere, "middle")):
+        with pytest.raises(Undraftable, match=reason):
+            plan(sampler, toy, sigmas, 2)
+
+
+def test_readers_of_a_tape_hear_the_plain_samplers_noises() -> None:
+    x = torch.zeros(3, dtype=torch.float64)
+    plain = seeded_noise(x)
+    expected = [plain(x, x) for _ in range(6)]
+    tape = NoiseTape(seeded_noise(x))
+    real, ahead = tape.reader(), tape.reader(2)
+    assert torch.equal(real(x, x), expected[0])
+    assert [torch.equal(ahead(x, x), expected[i]) for i in (2, 3, 4)] == [True] * 3
+    tape.forget(1)
+    assert len(tape) == 4
+    assert [torch.equal(real(x, x), expected[i]) for i in range(1, 6)] == [True] * 5

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What draft-refine promises: the paper's method exactly, the sequential result where it must, fewer rounds and how far off."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dizzydiff.drafting.coordinates import Space
+from dizzydiff.drafting.policies import Policy
+from dizzydiff.drafting.speculation import Drafting
+
+from .world import SAMPLERS, Mixture, deviation, drafted, euler, karras, plainly, start
+
+SPACE = Space()
+
+
+def how(mode: str, k: int, tolerance: float = math.inf, frozen: bool = False, stochastic: bool = False) -> Drafting:
+    policy = Policy(mode, k, tolerance)  # type: ignore[arg-type]
+    return Drafting.frozen(policy, SPACE) if frozen else Drafting.extrapolated(policy, SPACE, stochastic)
+
+
+def rounds(policy: Policy, n: int) -> int:
+    answered = done = 0
+    while answered < n:
+        answered, done = answered + policy.width(done, n - answered), done + 1
+    return done
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_rounds_are_those_of_the_formulas(k: int) -> None:
+    for n in range(1, 61):
+        assert rounds(Policy("aggressive", k), n) == 1 + math.ceil((n - 1) / k)
+        assert rounds(Policy("conservative", k), n) == 2 * (n // (k + 1)) + min(n % (k + 1), 2)
+
+
+@pytest.mark.parametrize("mode", ["aggressive", "conservative"])
+@pytest.mark.parametrize(("n", "k"), [(2, 8), (20, 3), (50, 4), (60, 7)])
+def test_a_run_takes_the_rounds_of_its_policy_and_evaluates_nothing_twice(mode: str, n: int, k: int) -> None:
+    model, sigmas = Mixture(dimension=2, centres=2), karras(n)
+    report = drafted(euler, model, sigmas, start(sigmas, 1, 2), how(mode, k, frozen=True))[1].report
+    assert len(report.rounds) == rounds(how(mode, k).policy, n)
+    assert report.evaluations == model.calls == n
+
+
+def paper(model: Mixture, x: Tensor, sigmas: Tensor, k: int, conservative: bool) -> Tensor:
+    """DRiffusion with Euler steps, written from the paper: skip transitions with one eps, refined with the drafts' own eps."""
+    n = len(sigmas) - 1
+
+    def eps_at(x: Tensor, i: int) -> Tensor:
+        return (x - model(x, sigmas[i].expand(len(x)))) / sigmas[i]
+
+    def window(x: Tensor, i: int, newest: Tensor, states: int) -> tuple[Tensor, int, Tensor]:
+        drafts = [x + (sigmas[j] - sigmas[i]) * newest for j in range(i, min(i + states, n))]
+        for j, eps in enumerate([eps_at(draft, i + j) for j, draft in enumerate(drafts)], i):
+            x, newest = x + (sigmas[j + 1] - sigmas[j]) * eps, eps
+        return x, i + len(drafts), newest
+
+    i, newest = 0, torch.zeros_like(x)
+    while i < n:
+        if conservative or i == 0:
+            x, i, newest = window(x, i, newest, 1)
+        if i < n:
+            x, i, newest = window(x, i, newest, k)
+    return x
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 30), st.integers(1, 6), st.booleans())
+def test_frozen_drafts_of_euler_are_the_papers(n: int, k: int, conservative: bool) -> None:
+    model, sigmas = Mixture(), karras(n)
+    x = start(sigmas)
+    mode = "conservative" if conservative else "aggressive"
+    torch.testing.assert_close(drafted(euler, model, sigmas, x, how(mode, k, frozen=True))[0], paper(model, x, sigmas, k, conservative),
+                               rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("policy", [("aggressive", 1, math.inf), ("conservative", 1, math.inf), ("verified", 1, 1.0), ("verified", 4, 0.0)])
+def test_width_one_and_tolerance_zero_are_the_sequential_sampler_bit_for_bit(name: str, policy: tuple[str, int, float]) -> None:
+    model, sigmas = Mixture(), karras(12)
+    x = start(sigmas)
+    result, speculative = drafted(SAMPLERS[name], model, sigmas, x, how(*policy))
+    assert torch.equal(result, plainly(SAMPLERS[name], model, sigmas, x))
+    if name != "heun":  # its second question follows from the first answer, so that this draft is exact and used
+        assert len(speculative.report.rounds) == len(speculative.calls)
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+def test_extrapolated_drafts_deviate_a_fifth_of_frozen_ones_in_the_same_rounds(name: str) -> None:
+    """Geometric mean over mixtures, widths 2 and 4, and numbers of steps; never worse."""
+    ratios = []
+    for (dimension, centres, width), k, steps in itertools.product([(16, 4, 0.3), (64, 8, 0.15)], (2, 4), (20, 28, 50)):
+        model, sigmas = Mixture(dimension, centres, width), karras(steps)
+        x = start(sigmas, 8, dimension)
+        reference = plainly(SAMPLERS[name], model, sigmas, x)
+        ours, frozen = (drafted(SAMPLERS[name], model, sigmas, x, how("aggressive", k, frozen=f)) for f in (False, True))
+        assert len(ours[1].report.rounds) == len(frozen[1].report.rounds)
+        ratios.append(deviation(ours[0], reference) / deviation(frozen[0], reference))
+    assert max(ratios) < 1
+    assert math.prod(ratios) ** (1 / len(ratios)) < 0.2
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_verified_runs_stay_within_the_default_tolerance_in_far_fewer_rounds(name: str) -> None:
+    model, sigmas = Mixture(), karras(50)
+    x = start(sigmas, 1)
+    result, speculative = drafted(SAMPLERS[name], model, sigmas, x, how("verified", 4, 0.01, stochastic=name == "ancestral"))
+    assert deviation(result, plainly(SAMPLERS[name], model, sigmas, x)) < 0.01
+    assert len(speculative.report.rounds) <= 0.45 * len(speculative.calls)
+
+
+@settings(max_examples=15)
+@given(st.floats(1e-4, 1e-1))
+def test_no_used_draft_is_off_by_more_than_the_tolerance(tolerance: float) -> None:
+    model, sigmas = Mixture(), karras(16)
+    report = drafted(SAMPLERS["ancestral"], model, sigmas, start(sigmas, 1), how("verified", 4, tolerance, stochastic=True))[1].report
+    for states in report.rounds:
+        assert all(s.accepted is None or s.accepted == (s.deviation <= tolerance) for s in states)
+    answered = [s.call for states in report.rounds for i, s in enumerate(states) if i == 0 or s.accepted]
+    assert sorted(answered) == list(range(16))
+
+
+def test_a_dropped_window_is_drafted_again_from_its_predictions() -> None:
+    """Rejected predictions are not lost: they make the next drafts, so that rounds are saved where frozen drafts save none."""
+    model, sigmas = Mixture(), karras(30)
+    x = start(sigmas, 1)
+    report = drafted(SAMPLERS["ancestral"], model, sigmas, x, how("verified", 6, 0.005, stochastic=True))[1].report
+    assert report.rejections > 0
+    assert len(report.rounds) < 30 / 1.8
+
+
+def test_capacity_of_the_devices_limits_the_width() -> None:
+    model, sigmas = Mixture(), karras(10)
+    report = drafted(euler, model, sigmas, start(sigmas), how("aggressive", 8), capacity=2)[1].report
+    assert max(len(states) for states in report.rounds) == 2
+
+
+class Alive(TorchDispatchMode):
+    """Counts the latents (tensors of one length that nothing else has) that are alive."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length, self._seen = length, list[weakref.ref[Tensor]]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.shape[-1:] == (self._length,):
+            self._seen.append(weakref.ref(out))
+        return out
+
+    def count(self) -> int:
+        self._seen = [reference for reference in self._seen if reference() is not None]
+        alive = [tensor for reference in self._seen if (tensor := reference()) is not None]
+        return len({tensor.untyped_storage().data_ptr() for tensor in alive})
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_memory_is_bounded_whatever_the_number_of_steps(k: int) -> None:
+    """At most 2 k + 8 latents live while a round is evaluated."""
+    length, sigmas, held = 977, karras(40), []
+    x = start(sigmas, 1, length)
+    with Alive(length) as alive:
+        def half(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+            held.append(alive.count())
+            return x / 2
+
+        drafted(euler, half, sigmas, x, how("aggressive", k))  # type: ignore[arg-type]
+    assert 0 < max(held) <= 2 * k + 8
