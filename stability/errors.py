@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be wrong with what the user gave: one type a mistake.
+
+Every message names what was given, what was expected, and what to do.
+"""
+
+
+class StabilityError(ValueError):
+    """Base of all errors a user of the stability grid can cause."""
+
+
+class CannotMeasure(StabilityError):
+    """The model gives no profile: it answers with NaN, or has no noise levels to measure between."""
+
+
+class BadSteps(StabilityError):
+    """A grid of no steps was asked for."""

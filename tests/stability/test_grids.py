@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Profiles measured of mixtures, against their closed forms; and the grids made from them."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dizzydiff.stability import curves, grids
+from dizzydiff.stability.errors import BadSteps, CannotMeasure
+from dizzydiff.stability.mixture import Mixture, flow, variance_exploding
+from dizzydiff.stability.profile import Effort, Profile, level_sigmas, measure
+from dizzydiff.stability.quantiles import cumulative
+from dizzydiff.stability.refine import loss, refine
+from dizzydiff.stability.replay import Replay, replay
+from dizzydiff.stability.solvers import SOLVERS, Model, solve
+
+SIGMA_MAX, SIGMA_MIN, D = 14.6, 0.03, 16
+EFFORT = Effort(levels=20, probes=6, directions=2)
+
+
+def mixture(modes: int = 6, std: float = 0.3, of_flow: bool = False) -> Mixture:
+    g = torch.Generator().manual_seed(0)
+    means = torch.randn(modes, D, generator=g, dtype=torch.float64)
+    return Mixture(torch.full((modes,), 1 / modes, dtype=torch.float64), means, std, flow() if of_flow else variance_exploding())
+
+
+def model_of(m: Mixture) -> Model:
+    return lambda x, sigma: m.denoised(x[0], sigma[0])[None]
+
+
+def profile_of(m: Mixture, effort: Effort = EFFORT, of_flow: bool = False, seed: int = 1) -> Profile:
+    sigmas = level_sigmas(1.0 if of_flow else SIGMA_MAX, SIGMA_MIN, effort.levels, of_flow)
+    noise = torch.randn(effort.probes, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    calls: list[tuple[int, int]] = []
+    profile = measure(lambda x, sigma: m.denoised(x, torch.tensor(sigma, dtype=torch.float64)), noise * sigmas[0], sigmas,
+                      effort.directions, of_flow, lambda done, total: calls.append((done, total)))
+    assert profile.calls == effort.calls == effort.probes * len(calls)
+    assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
+    return profile
+
+
+@functools.cache
+def replayed(of_flow: bool = False) -> Replay:
+    return replay(profile_of(mixture(of_flow=of_flow), of_flow=of_flow))
+
+
+def test_quick_and_thorough_efforts_count_their_calls() -> None:
+    assert Effort(levels=24, probes=8, directions=2).calls == 8 * (24 + 2 * 13)
+
+
+def test_single_gaussian_has_the_closed_forms() -> None:
+    """N(0, s0^2): D = x s0^2 / tau^2, so dD/dx, ||J||, growth and amplification are known at every sigma."""
+    m = Mixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, D, dtype=torch.float64), 1.0, variance_exploding())
+    r = replay(profile_of(m, Effort(28, 4, 2)))
+    middle = slice(40, -40)
+    sigma = r.sigmas[middle]
+    tau2 = 1 + sigma**2
+    response = r.responses[middle].diagonal(dim1=-2, dim2=-1).mean((1, 2))
+    torch.testing.assert_close(response, 1 / tau2, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(curves.growth(r)[middle] * sigma, 1 / tau2 - 1, rtol=0.1, atol=0.03)
+    torch.testing.assert_close(curves.amplification(r)[middle], 1 / tau2.sqrt(), rtol=0.1, atol=0.02)
+    torch.testing.assert_close(r.states[middle].norm(dim=-1) / tau2.sqrt()[:, None], r.end.norm(dim=-1).expand(len(sigma), -1),
+                               rtol=0.02, atol=0.02)
+
+
+def test_replay_ends_where_the_model_does() -> None:
+    m = mixture()
+    noise = torch.randn(6, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA_MAX
+    sigmas = torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 60, False), torch.zeros(1, dtype=torch.float64)])
+    end = solve("dpmpp_2m", model_of(m), noise[None], sigmas[None])[0]
+    torch.testing.assert_close(replayed().end.norm(dim=-1), end.norm(dim=-1), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_replayed_solver_error_is_that_of_the_model(solver: str) -> None:
+    """Away from modes' borders, where a linear model holds: one wide Gaussian."""
+    m = Mixture(torch.ones(1, dtype=torch.float64), torch.ones(1, D, dtype=torch.float64), 1.0, variance_exploding())
+    r = replay(profile_of(m, Effort(28, 4, 2)))
+    grid = torch.cat([level_sigmas(SIGMA_MAX, 0.1, 8, False), torch.zeros(1, dtype=torch.float64)])
+    start = torch.randn(4, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA_MAX
+    exact = 1 + (start - 1) / (1 + SIGMA_MAX**2) ** 0.5
+    error = (solve(solver, model_of(m), start[None], grid[None])[0] - exact).norm(dim=-1)
+    replayed_error = (solve(solver, r, r.states[:1], grid[None])[0] - r.end).norm(dim=-1)
+    torch.testing.assert_close(replayed_error, error, rtol=0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("of_flow", [False, True])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_refining_lessens_the_loss(solver: str, of_flow: bool) -> None:
+    r = replayed(of_flow)
+    start = grids.density_grid(r, 8, solver)
+    better = refine(r, start, solver)
+    assert loss(r, better[None], solver) < 0.95 * loss(r, start[None], solver)
+    made = grids.make_grid(r, 8, solver)
+    assert loss(r, made[None], solver) <= loss(r, better[None], solver)
+
+
+def test_refined_grid_beats_karras_on_the_model_itself() -> None:
+    """Images of other seeds than the probes', against a converged solution."""
+    m, steps = mixture(), 8
+    model = model_of(m)
+    start = torch.randn(256, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)[None] * SIGMA_MAX
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    karras = (SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7
+    zero = torch.zeros(1, dtype=torch.float64)
+    reference = solve("dpmpp_2m", model, start, torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 150, False), zero])[None])
+    errors = [(solve("euler", model, start, grid[None]) - reference).square().sum()
+              for grid in (grids.make_grid(replayed(), steps, "euler"), torch.cat([karras, zero]))]
+    assert errors[0] < errors[1]
+
+
+@settings(max_examples=15)
+@given(steps=st.integers(1, 48), method=st.sampled_from(grids.METHODS), solver=st.sampled_from(sorted(SOLVERS)), of_flow=st.booleans(),
+       denoise=st.sampled_from([1.0, 0.6, 0.05]))
+def test_every_grid_falls_strictly_from_the_model_to_zero(steps: int, method: str, solver: str, of_flow: bool, denoise: float) -> None:
+    r = replayed(of_flow)
+    if method == "refined":
+        steps = min(steps, 6)
+    grid = grids.for_denoise(lambda n: grids.make_grid(r, n, solver, method=method if n <= 6 else "density"), steps, denoise)
+    assert len(grid) == steps + 1
+    assert grid[-1] == 0
+    assert (grid.diff() < 0).all()
+    assert grid[0] <= r.sigmas[0] * (1 + 1e-9)
+    if denoise == 1:
+        assert grid[0] == pytest.approx(float(r.sigmas[0]))
+    assert grid[-2] >= r.sigmas[-1] * (1 - 1e-9)
+
+
+def test_nothing_is_denoised_at_denoise_0_and_no_steps_are_refused() -> None:
+    assert len(grids.for_denoise(lambda n: torch.zeros(n + 1), 8, 0.0)) == 0
+    with pytest.raises(BadSteps, match="at least 1"):
+        grids.make_grid(replayed(), 0, "euler")
+
+
+def test_blend_goes_from_one_grid_to_the_other() -> None:
+    first, second = torch.tensor([8.0, 4.0, 0.0]).double(), torch.tensor([8.0, 1.0, 0.0]).double()
+    torch.testing.assert_close(grids.blend(first, second, 0.0), first)
+    torch.testing.assert_close(grids.blend(first, second, 1.0), second)
+    torch.testing.assert_close(grids.blend(first, second, 0.5), torch.tensor([8.0, 2.0, 0.0]).double())
+
+
+def test_dynamic_programming_finds_the_cheapest_path() -> None:
+    """Against all paths of three steps over five levels."""
+    cost = torch.rand(5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    paths = [(i, j) for i in range(1, 4) for j in range(i + 1, 5)]
+    best = min(paths, key=lambda path: float(cost[0, path[0]] + 1.15 * (cost[path] + 1.15 * cost[path[1], 5])))
+    assert grids.cheapest_path(cost, 3, 1.15).tolist() == [0, *best]
+
+
+def test_equal_stability_grid_has_equal_parts_of_the_measured_norm() -> None:
+    r = replayed()
+    grid = grids.equal_stability_grid(r, 5)
+    A = cumulative(r.sigmas, curves.velocity_norm(r))
+    at_grid = torch.tensor([float(A[(r.sigmas - sigma).abs().argmin()]) for sigma in grid[:-1]])
+    torch.testing.assert_close(at_grid.diff(), (A[-1] / 5).float().expand(4), rtol=0.05, atol=0)
+
+
+def test_model_that_answers_with_nan_cannot_be_measured() -> None:
+    with pytest.raises(CannotMeasure, match="not finite"):
+        measure(lambda x, sigma: x * float("nan"), torch.ones(2, D), level_sigmas(14.6, 0.03, 8, False), 1, False, lambda done, total: None)
