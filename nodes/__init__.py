@@ -2,7 +2,9 @@
 """The doors of the pack: V3 node classes."""
 
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
+from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 
 NODE_CLASSES = [LoadStudent, LoadPipeline, StudentGuidance, GuidanceSweep, StudentSampler,
-                DraftDevices, DraftRefineSampler, DraftRefineKSampler]
+                DraftDevices, DraftRefineSampler, DraftRefineKSampler,
+                StabilityProfile, StabilityGrid, StabilitySampler]

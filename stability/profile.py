@@ -9,7 +9,7 @@ differences within the few directions in which D itself moves: there local error
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,12 @@ class Effort:
         return self.probes * (self.levels + self.directions * len(response_levels(self.levels)))
 
 
+QUICK = Effort(levels=12, probes=5, directions=1)
+"""95 calls."""
+THOROUGH = Effort(levels=24, probes=12, directions=1)
+"""444 calls."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """What was measured, in float64, in an orthonormal basis of each probe whose first k vectors are the directions.
@@ -65,6 +71,14 @@ class Profile:
     def image_length(self) -> float:
         """R, the RMS length of the probes' images."""
         return float(self.denoised[:, -1].square().sum(-1).mean().sqrt())
+
+
+def join(profiles: Sequence[Profile]) -> Profile:
+    """Probes measured apart, at the same levels, as one profile."""
+    first = profiles[0]
+    states, denoised, responses = (torch.cat([getattr(profile, name) for profile in profiles])
+                                   for name in ("states", "denoised", "responses"))
+    return Profile(first.sigmas, states, denoised, responses, first.flow, sum(profile.calls for profile in profiles))
 
 
 def response_levels(levels: int) -> list[int]:
@@ -95,6 +109,7 @@ def level_sigmas(sigma_max: float, sigma_min: float, n: int, flow: bool) -> Tens
     return sigmas
 
 
+@torch.no_grad()
 def measure(denoise: Denoiser, start: Tensor, sigmas: Tensor, directions: int, flow: bool, progress: Progress) -> Profile:
     """Run the probes through the levels and measure D and dD/dx.
 
@@ -105,7 +120,7 @@ def measure(denoise: Denoiser, start: Tensor, sigmas: Tensor, directions: int, f
 
     def D(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal made
-        value = denoise(x.to(start.dtype).reshape(start.shape), float(sigma)).flatten(1).double().cpu()
+        value = denoise(x.to(start).reshape(start.shape), float(sigma)).flatten(1).double().cpu()
         if not bool(value.isfinite().all()):
             raise CannotMeasure(f"The model's answer at sigma {float(sigma):.4g} is not finite; expected a model that can be sampled.")
         made += 1

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stability grids: measure the model in the graph, make sigmas for it, sample with them."""
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..stability.probe import Measured, Subject, core_grids, measured_once, solver_of
+from ..stability.profile import THOROUGH, Effort
+from ..stability.solvers import SOLVERS
+from ..stability.store import Store
+
+CATEGORY = "DizzyDiff/stability"
+PLOTTED_STEPS = 12
+DEFAULT_SOLVER = "dpmpp_2m"
+STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
+
+
+class StabilityProfile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffStabilityProfile", display_name="Measure Stability", category=CATEGORY,
+            description="Measures how errors arise and grow in this very model, with this prompt, CFG and size, for Stability Grid. Done "
+                        "once: the profile is kept in ComfyUI's user folder.",
+            search_aliases=["sigmas", "scheduler", "calibrate", "align your steps", "gits"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                io.Latent.Input("latent", tooltip="Its size is what counts; its rows say how many probes are evaluated at once."),
+                io.Int.Input("levels", default=THOROUGH.levels, min=8, max=128,
+                             tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 model calls."),
+                io.Int.Input("probes", default=THOROUGH.probes, min=1, max=128,
+                             tooltip="Trajectories. 24 levels and 12 probes cost 444 model calls."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF),
+            ],
+            outputs=[STABILITY_PROFILE.Output(display_name="profile"), io.Image.Output(display_name="plot")])
+
+    @classmethod
+    def execute(cls, model: Any, positive: list, negative: list, cfg: float, latent: dict, levels: int, probes: int,
+                seed: int) -> io.NodeOutput:
+        measured = measure(Subject(model, positive, negative, cfg, latent, seed), Effort(levels, probes, THOROUGH.directions))
+        return io.NodeOutput(measured, picture_of(measured))
+
+
+class StabilityGrid(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffStabilityGrid", display_name="Stability Grid", category=CATEGORY,
+            description="Sigmas for a number of steps and a kind of solver, from what was measured of the model. For SamplerCustom.",
+            search_aliases=["sigmas", "scheduler"],
+            inputs=[
+                STABILITY_PROFILE.Input("profile"),
+                io.Int.Input("steps", default=PLOTTED_STEPS, min=1, max=10000),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                io.Combo.Input("solver", options=list(SOLVERS), default=DEFAULT_SOLVER,
+                               tooltip="euler: samplers of order one, such as ddim and euler_ancestral. dpmpp_2m: those that remember "
+                                       "steps, such as uni_pc and res_multistep. heun: those with two calls a step."),
+                io.Float.Input("base_blend", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
+                               tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured."),
+            ],
+            outputs=[io.Sigmas.Output()])
+
+    @classmethod
+    def execute(cls, profile: Measured, steps: int, denoise: float, solver: str, base_blend: float = 0.0) -> io.NodeOutput:
+        return io.NodeOutput(profile.sigmas(steps, denoise, solver, base_blend))
+
+
+class StabilitySampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffStabilitySampler", display_name="Stability-Grid Sampler", category=CATEGORY,
+            description="KSampler with sigmas measured on the model itself. The first use measures (444 model calls) and keeps the "
+                        "result; after that it costs nothing.",
+            search_aliases=["ksampler", "sigmas", "scheduler"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("steps", default=PLOTTED_STEPS, min=1, max=10000),
+                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default=DEFAULT_SOLVER),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+            ],
+            outputs=[io.Latent.Output()])
+
+    @classmethod
+    def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, positive: list, negative: list,
+                latent_image: dict, denoise: float) -> io.NodeOutput:
+        from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+        measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
+        sigmas = measured.sigmas(steps, denoise, solver_of(sampler_name))
+        sampled = SamplerCustom.execute(model, True, seed, cfg, positive, negative, comfy.samplers.sampler_object(sampler_name), sigmas,
+                                        latent_image)
+        return io.NodeOutput(sampled.result[0])
+
+
+def measure(subject: Subject, effort: Effort) -> Measured:
+    """From ComfyUI's user folder, or now, with progress, until interrupted."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def progress(made: int, of: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(made, of)
+
+    return measured_once(subject, effort, Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability"), progress)
+
+
+def picture_of(measured: Measured) -> torch.Tensor:
+    """The plot [1, H, W, 3]; a blank one where nothing was measured."""
+    if measured.replay is None:
+        return torch.ones(1, 64, 1024, 3)
+    from ..stability.plot import draw
+
+    core = core_grids(measured.sampling, PLOTTED_STEPS)
+    chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER), **{name: core[name] for name in ("karras", "simple")}}
+    image = draw(measured.replay, DEFAULT_SOLVER, chosen)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]

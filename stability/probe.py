@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The feature's one meeting with ComfyUI: a MODEL measured through core's own sampling, and SIGMAS made for it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from .errors import CannotMeasure
+from .grids import blend, for_denoise, make_grid
+from .profile import Effort, Profile, Progress, join, level_sigmas, measure
+from .replay import Replay, replay
+from .store import Store
+
+FALLBACK = "simple"
+"""Core's scheduler where nothing could be measured."""
+TWO_CALLS = frozenset({"heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral",
+                       "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3"})
+ONE_CALL_OF_ORDER_ONE = frozenset({"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"})
+SAMPLED_WEIGHTS = 64
+
+
+def solver_of(sampler_name: str) -> str:
+    """The kind of solver that a sampler of core is: two calls a step, order one, or (the rest) several steps remembered."""
+    if sampler_name in TWO_CALLS:
+        return "heun"
+    return "euler" if sampler_name in ONE_CALL_OF_ORDER_ONE else "dpmpp_2m"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model as one graph uses it. latent: its LATENT, of which only the shape counts."""
+
+    model: Any
+    positive: list
+    negative: list
+    cfg: float
+    latent: dict[str, Any]
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Any:
+        return self.model.get_model_object("model_sampling")
+
+    @property
+    def flow(self) -> bool:
+        return isinstance(self.sampling, comfy.model_sampling.CONST)
+
+    def noise(self, probes: int) -> Tensor:
+        """[probes, ...]: the same for a seed, however many rows are evaluated at once."""
+        samples = self.latent["samples"]
+        if samples.is_nested:
+            raise CannotMeasure("This model samples several latents at once (such as video with sound); expected one.")
+        empty = torch.zeros_like(comfy.sample.fix_empty_latent_channels(
+            self.model, samples[:1], self.latent.get("downscale_ratio_spacial"), self.latent.get("downscale_ratio_temporal")))
+        return comfy.sample.prepare_noise(empty.repeat_interleave(probes, dim=0), self.seed, list(range(probes)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``."""
+
+    sampling: Any
+    replay: Replay | None
+    reason: str = ""
+
+    def sigmas(self, steps: int, denoise: float, solver: str, share: float = 0.0) -> Tensor:
+        """SIGMAS [steps + 1] in fp32 for a solver of ``SOLVERS``; ``share`` in [0, 1] of core's simple grid is mixed in."""
+        return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
+
+    def _whole(self, steps: int, solver: str, share: float) -> Tensor:
+        core = core_grids(self.sampling, steps)
+        if self.replay is None:
+            logging.warning("DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK)
+            return core[FALLBACK].double()
+        return blend(make_grid(self.replay, steps, solver, list(core.values())), core[FALLBACK], share)
+
+
+def core_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
+    """What core's schedulers give for so many steps; kl_optimal and linear_quadratic need more than one."""
+    names = [name for name in comfy.samplers.SCHEDULER_NAMES if steps > 1 or name == FALLBACK]
+    return {name: comfy.samplers.calculate_sigmas(sampling, name, steps) for name in names}
+
+
+def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profile:
+    """The profile of a model. As many probes are evaluated at once as the latent has rows, which the user's memory holds."""
+    sampling = subject.sampling
+    sigma_max, sigma_min = float(sampling.sigma_max), float(sampling.sigma_min)
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise CannotMeasure(f"The model's noise levels go from {sigma_min} to {sigma_max}; expected 0 < lowest < highest.")
+    sigmas = level_sigmas(sigma_max, sigma_min, effort.levels, subject.flow)
+    batches = subject.noise(effort.probes).split(max(1, len(subject.latent["samples"])))
+    profiles: list[Profile] = []
+    for noise in batches:
+        def told(made: int, of: int, done: int = len(profiles)) -> None:
+            progress(done * of + made, len(batches) * of)
+
+        profiles.append(_measure_batch(subject, noise, sigmas, effort.directions, told))
+    return join(profiles)
+
+
+def _measure_batch(subject: Subject, noise: Tensor, sigmas: Tensor, directions: int, progress: Progress) -> Profile:
+    measured: list[Profile] = []
+
+    def probe(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool) -> Tensor:
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return model(x, x.new_full([len(x)], sigma), **extra_args)
+
+        measured.append(measure(denoise, x, sigmas, directions, subject.flow, progress))
+        return x
+
+    comfy.sample.sample_custom(subject.model, noise, subject.cfg, comfy.samplers.KSAMPLER(probe), sigmas.float(), subject.positive,
+                               subject.negative, torch.zeros_like(noise), disable_pbar=True, seed=subject.seed)
+    return measured[0]
+
+
+def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
+    """From the store, or measured now and stored; without a replay where the model cannot be measured. Interruptions pass through."""
+    try:
+        key = key_of(subject, effort)
+        profile = store.load(key)
+        if profile is None:
+            profile = measure_model(subject, effort, progress)
+            store.save(key, profile)
+        return Measured(subject.sampling, replay(profile))
+    except (CannotMeasure, RuntimeError) as error:
+        return Measured(subject.sampling, None, str(error))
+
+
+def key_of(subject: Subject, effort: Effort) -> str:
+    """The model's identity, CFG, resolution class, and effort. A profile serves every solver, so none is named.
+
+    Resolution class: size and frames of the latent to the nearest factor of sqrt(2).
+    """
+    shape = subject.latent["samples"].shape
+    resolution = [shape[1], *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]), round(2 * math.log2(shape[-2] * shape[-1]))]
+    sampling = subject.sampling
+    noise = (type(sampling).__mro__[1].__name__, float(sampling.sigma_min), float(sampling.sigma_max), _digest(sampling.sigmas))
+    return repr(("profile", identity(subject.model), noise, round(subject.cfg, 4), resolution, effort, subject.seed))
+
+
+def identity(model: Any) -> str:
+    """A hash of samples of the weights as they are in the file, of every patch upon them, and of the names of other patches."""
+    keys = model.get_key_patches("diffusion_model.")
+    names = sorted(keys)
+    digest = hashlib.sha256(type(model.model).__name__.encode())
+    for name in names[:: max(1, len(names) // SAMPLED_WEIGHTS)]:
+        digest.update(f"{name} {_digest(keys[name][0])}".encode())
+    for name in names:
+        if len(keys[name]) > 1:
+            digest.update(f"{name} {_digest(keys[name][1:])}".encode())
+    digest.update(repr(sorted(_names(model.model_options))).encode())
+    return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    """Of numbers, text and samples of tensors, however nested."""
+    if isinstance(value, Tensor):
+        few = value.detach().flatten()[:: max(1, value.numel() // 32)].float().cpu()
+        return f"{tuple(value.shape)} {hashlib.sha256(few.numpy().tobytes()).hexdigest()}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_digest(item) for item in value)}]"
+    if value is None or isinstance(value, (int, float, str, bool)):
+        return repr(value)
+    return f"{type(value).__name__} {_digest(getattr(value, 'weights', None))}"
+
+
+def _names(options: Any, path: str = "") -> Iterator[str]:
+    if isinstance(options, dict):
+        for key, value in options.items():
+            yield from _names(value, f"{path}/{key}")
+    elif isinstance(options, (list, tuple)):
+        yield f"{path} {len(options)}"
+    elif isinstance(options, (int, float, str, bool)):
+        yield f"{path} {options}"
+    elif isinstance(options, Callable):  # type: ignore[arg-type]
+        yield f"{path} {getattr(options, '__qualname__', type(options).__name__)}"

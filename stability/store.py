@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Profiles on disk, so that a model is measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .profile import Profile
+
+VERSION = "1"
+"""Of what a file holds and of how it is measured: files of another version are measured anew."""
+TENSORS = ("sigmas", "states", "denoised", "responses")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of profiles, one file a key. A key is any text that names all that a profile depends on."""
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+    def load(self, key: str) -> Profile | None:
+        """The profile of a key; None, with a warning where there is a file, if it cannot be used."""
+        path = self.path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                if (metadata.get("version"), metadata.get("key")) != (VERSION, key):
+                    logging.warning("%s was written by another version of DizzyDiff; the model is measured anew.", path)
+                    return None
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+                return Profile(**tensors, **json.loads(metadata["scalars"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            logging.warning("%s cannot be read (%s); the model is measured anew.", path, error)
+            return None
+
+    def save(self, key: str, profile: Profile) -> None:
+        """Whole or not at all; a folder that cannot be written is warned of, since the profile in memory is as good."""
+        path = self.path(key)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+        scalars = json.dumps({"flow": profile.flow, "calls": profile.calls})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: getattr(profile, name).contiguous() for name in TENSORS}, unfinished,
+                      {"version": VERSION, "key": key, "scalars": scalars})
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            logging.warning("%s cannot be written (%s); the model will be measured again next time.", path, error)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stability grids of a real MODEL: measured once, kept, interrupted, and done without where it cannot be measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from comfy.nested_tensor import NestedTensor
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+
+from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
+from dizzydiff.stability import probe
+from dizzydiff.stability.profile import QUICK, THOROUGH, Effort
+from dizzydiff.stability.store import Store
+from dizzydiff.students.loader import Source, load_unet
+
+from .networks import save_pipeline
+
+CONTEXT = torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(3))
+POSITIVE, NEGATIVE = [[CONTEXT, {}]], [[CONTEXT * 0.5, {}]]
+LATENT = {"samples": torch.zeros(2, 4, 8, 8)}
+LAYER = "unet.time_embedding.linear_1"
+LORA = {f"{LAYER}.lora_A.weight": torch.ones(2, 64), f"{LAYER}.lora_B.weight": torch.ones(256, 2)}
+SMALL = Effort(levels=8, probes=3, directions=1)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("stability"))
+
+
+@pytest.fixture
+def model(pipeline: Path):
+    return load_unet(Source(pipeline / "teacher", "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    return tmp_path / "dizzydiff" / "stability"
+
+
+def subject(model, **changes) -> probe.Subject:
+    return probe.Subject(**{"model": model, "positive": POSITIVE, "negative": NEGATIVE, "cfg": 3.0, "latent": LATENT, **changes})
+
+
+def profile(model, cfg: float = 3.0, probes: int = SMALL.probes, seed: int = 0):
+    return StabilityProfile.execute(model, POSITIVE, NEGATIVE, cfg, LATENT, SMALL.levels, probes, seed).result
+
+
+def test_graph_gives_sigmas_and_a_plot(model) -> None:
+    measured, plot = profile(model)
+    assert plot.shape[0] == 1
+    assert plot.shape[2:] == (1024, 3)
+    assert 0 < plot.std() < 1
+    for steps, denoise in ((6, 1.0), (1, 1.0), (4, 0.5)):
+        sigmas = StabilityGrid.execute(measured, steps, denoise, "euler").result[0]
+        assert sigmas.dtype == torch.float32
+        assert len(sigmas) == steps + 1
+        assert (sigmas.diff() < 0).all()
+        assert sigmas[-1] == 0
+    assert len(StabilityGrid.execute(measured, 6, 0.0, "euler").result[0]) == 0
+    simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
+    torch.testing.assert_close(StabilityGrid.execute(measured, 6, 1.0, "euler", 1.0).result[0], simple)
+
+
+def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in the network itself, at CFG 1."""
+    assert QUICK.calls <= 100
+    assert THOROUGH.calls < 500
+    network, rows, seen = model.model.diffusion_model, [], []
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or forward(x, *args, **kwargs))
+    measured = probe.measure_model(subject(model, cfg=1.0), SMALL, lambda made, of: seen.append((made, of)))
+    assert sum(rows) == measured.calls == SMALL.calls
+    assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+
+
+def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(model) -> None:
+    one, two = (probe.measure_model(subject(model, latent={"samples": torch.zeros(n, 4, 8, 8)}), SMALL, lambda made, of: None)
+                for n in (1, 2))
+    torch.testing.assert_close(one.responses, two.responses, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(one.states.norm(dim=-1), two.states.norm(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_flow_and_v_models_are_measured_between_their_own_ends(model) -> None:
+    for patched in (ModelSamplingSD3().patch(model, 3.0)[0], ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]):
+        measured, _ = profile(patched)
+        sigmas = StabilityGrid.execute(measured, 5, 1.0, "dpmpp_2m").result[0]
+        assert measured.reason == ""
+        assert float(sigmas[0]) == pytest.approx(float(patched.get_model_object("model_sampling").sigma_max))
+        assert (sigmas.diff() < 0).all()
+
+
+def test_model_is_measured_once(model, pipeline: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second load of the same files finds the profile; another CFG, seed or size does not, nor does a LoRA."""
+    first, _ = profile(model)
+    assert len(list(user_folder.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "measure_model", lambda *args: pytest.fail("measured again"))
+        again, _ = profile(load_unet(Source(pipeline / "teacher", "tiny")))
+    torch.testing.assert_close(again.sigmas(6, 1.0, "euler"), first.sigmas(6, 1.0, "euler"))
+    patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
+    keys = {probe.key_of(each, SMALL) for each in (
+        subject(model), subject(model, cfg=5.0), subject(model, seed=1), subject(patched),
+        subject(model, latent={"samples": torch.zeros(1, 4, 16, 16)}), subject(ModelSamplingSD3().patch(model, 3.0)[0]))}
+    assert len(keys) == 6
+    assert probe.key_of(subject(model), SMALL) == probe.key_of(subject(model, latent={"samples": torch.zeros(1, 4, 8, 8)}), SMALL)
+
+
+def test_key_is_the_same_while_a_lora_is_in_the_weights(model) -> None:
+    """Sampling patches the weights in place; the key is of the weights in the file."""
+    patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
+    before = probe.identity(patched)
+    comfy.model_management.load_models_gpu([patched])
+    assert probe.identity(patched) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a profile", "truncated"])
+def test_damaged_file_is_measured_anew_with_a_warning(model, user_folder: Path, content, caplog: pytest.LogCaptureFixture) -> None:
+    profile(model)
+    (path,) = user_folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "truncated" else content)
+    measured, _ = profile(model)
+    assert "measured anew" in caplog.text
+    assert measured.replay is not None
+    again = Store(user_folder).load(probe.key_of(subject(model), SMALL))
+    assert again is not None
+    assert len(path.read_bytes()) == len(whole)
+    assert [file.name for file in user_folder.iterdir()] == [path.name]
+
+
+def test_stale_file_is_measured_anew_with_a_warning(model, user_folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("dizzydiff.stability.store.VERSION", "0")
+        profile(model)
+    profile(model)
+    assert "another version" in caplog.text
+    (path,) = user_folder.iterdir()
+    assert Store(path.parent).load(probe.key_of(subject(model), SMALL)) is not None
+
+
+def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dizzydiff.nodes.stability.THOROUGH", SMALL)
+
+    def sample() -> torch.Tensor:
+        return StabilitySampler.execute(model, 5, 3, 3.0, "euler", POSITIVE, NEGATIVE, LATENT, 1.0).result[0]["samples"]
+
+    first = sample()
+    assert first.shape == LATENT["samples"].shape
+    assert first.isfinite().all()
+    monkeypatch.setattr(probe, "measure_model", lambda *args: pytest.fail("measured again"))
+    assert torch.equal(sample(), first)
+
+
+def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(model, monkeypatch: pytest.MonkeyPatch,
+                                                                    caplog: pytest.LogCaptureFixture, user_folder: Path) -> None:
+    broken = model.clone()
+    broken.set_model_sampler_cfg_function(lambda args: args["cond"] * float("nan"))
+    measured, plot = profile(broken)
+    simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 5)
+    torch.testing.assert_close(StabilityGrid.execute(measured, 5, 1.0, "euler").result[0], simple)
+    assert "not finite" in caplog.text
+    assert plot.shape[2:] == (1024, 3)
+    assert not user_folder.exists()
+
+
+def test_nested_latents_are_sampled_with_cores_sigmas(model) -> None:
+    nested = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8)])
+    with pytest.raises(probe.CannotMeasure, match="expected one"):
+        subject(model, latent={"samples": nested}).noise(2)
+    assert probe.measured_once(subject(model, latent={"samples": nested}), SMALL, Store(Path()), lambda made, of: None).replay is None
+
+
+def test_interruption_stops_the_measuring_and_leaves_no_file(model, user_folder: Path) -> None:
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        profile(model)
+    assert not user_folder.exists()
+    profile(model)
+
+
+def test_samplers_are_of_the_kind_that_their_calls_show() -> None:
+    """Every sampler that calls the model twice a step is of heun's kind."""
+    assert {name: probe.solver_of(name) for name in ("euler", "ddim", "heun", "dpm_2", "dpmpp_2m", "uni_pc", "res_multistep")} == {
+        "euler": "euler", "ddim": "euler", "heun": "heun", "dpm_2": "heun", "dpmpp_2m": "dpmpp_2m", "uni_pc": "dpmpp_2m",
+        "res_multistep": "dpmpp_2m"}
+    assert set(comfy.samplers.SAMPLER_NAMES) >= probe.ONE_CALL_OF_ORDER_ONE
+    assert set(comfy.samplers.SAMPLER_NAMES) >= probe.TWO_CALLS
