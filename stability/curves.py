@@ -25,10 +25,10 @@ def velocity_norm(replay: Replay) -> Tensor:
 def growth(replay: Replay) -> Tensor:
     """The fastest rate, per unit of sigma on the way down, at which an error within the measured directions grows.
 
-    (lambda_max of the symmetric part of dD/dx, less 1) / sigma, the mean over probes; below 0 all errors shrink.
+    (lambda_max of the symmetric part of dD/dx, less 1) / sigma, in the probe where it is largest; below 0 all errors shrink.
     """
     H = replay.responses
-    return (torch.linalg.eigvalsh((H + H.mT) / 2)[..., -1] - 1).mean(1) / replay.sigmas
+    return (torch.linalg.eigvalsh((H + H.mT) / 2)[..., -1] - 1).amax(1) / replay.sigmas
 
 
 def amplification(replay: Replay) -> Tensor:

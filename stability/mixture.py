@@ -77,9 +77,12 @@ class Mixture:
         return self.means[modes] + self.std * noise
 
     def responsibilities(self, x: Tensor, t: Tensor) -> Tensor:
-        """gamma_k(x) = p(mode k | x_t = x): [B, K] for x [B, d] and one time t []."""
-        distances = torch.cdist(x, self.process.a(t) * self.means, compute_mode="donot_use_mm_for_euclid_dist")
-        return (self.weights.log() - distances**2 / (2 * self.variance(t))).softmax(-1)
+        """gamma_k(x) = p(mode k | x_t = x): [B, K] for x [B, d] and one time t [].
+
+        ||x - m_k||^2 / 2 without ||x||^2 / 2, which all modes share.
+        """
+        m = self.process.a(t) * self.means
+        return (self.weights.log() + (x @ m.T - m.square().sum(1) / 2) / self.variance(t)).softmax(-1)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t = -(x - m_bar) / s^2, m_bar = sum gamma_k m_k."""

@@ -31,7 +31,7 @@ class Curve:
 def draw(replay: Replay, solver: str, grids: Mapping[str, Tensor]) -> Image.Image:
     """1024 pixels wide. grids: name -> sigmas, from top to bottom."""
     panels = [
-        ("stability, per unit of sigma", [Curve("‖J‖", curves.velocity_norm(replay)), Curve("growth", curves.growth(replay))]),
+        ("stability, per unit of sigma", [Curve("norm of J", curves.velocity_norm(replay)), Curve("growth", curves.growth(replay))]),
         ("errors", [Curve("amplification to the image", curves.amplification(replay)),
                     Curve(f"local error of {solver}", curves.local_error(replay, solver))]),
     ]

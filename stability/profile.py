@@ -169,7 +169,7 @@ def _responses(D: Callable[[Tensor, Tensor], Tensor], states: Tensor, denoised: 
     for n, i in enumerate(levels):
         step = (-1) ** n * REACH * float(sigmas[i])
         change = [(D(states[i] + step * V[..., j], sigmas[i]) - denoised[i]) / step for j in range(V.shape[-1])]
-        rows.append(torch.einsum("pdi,jpd->pij", V, torch.stack(change)))
+        rows.append(torch.einsum("pdi,jpd->pij", V, torch.stack(change)) if change else V.new_zeros(len(V), 0, 0))
     H = torch.stack(rows, dim=1)
     smooth = H.clone()
     smooth[:, 1:-1] = (H[:, :-2] + 2 * H[:, 1:-1] + H[:, 2:]) / 4
