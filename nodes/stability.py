@@ -41,7 +41,8 @@ class StabilityProfile(io.ComfyNode):
                              tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 model calls."),
                 io.Int.Input("probes", default=THOROUGH.probes, min=1, max=128,
                              tooltip="Trajectories. 24 levels and 12 probes cost 444 model calls."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                             tooltip="Of the probes. Another seed is another measurement."),
             ],
             outputs=[STABILITY_PROFILE.Output(display_name="profile"), io.Image.Output(display_name="plot")])
 

@@ -130,8 +130,8 @@ def measure(denoise: Denoiser, start: Tensor, sigmas: Tensor, directions: int, f
     states, denoised = _trajectories(D, start, sigmas)
     basis, V = _bases(states, denoised, directions)
     responses = _responses(D, states, denoised, V, sigmas)
-    return Profile(sigmas.double().cpu(), *(torch.einsum("lpd,pdr->plr", vectors, basis) for vectors in (states, denoised)),
-                   responses, flow, calls * len(start))
+    states, denoised = (torch.einsum("lpd,pdr->plr", vectors, basis) for vectors in (states, denoised))
+    return Profile(sigmas.double().cpu(), states, denoised, responses, flow, calls * len(start))
 
 
 def _trajectories(D: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,8 @@ def replay(profile: Profile) -> Replay:
     A sampler's state that is off by less than width = sqrt((alpha R)^2 + sigma^2), R the RMS length of images, still belongs to
     some image.
     """
-    c = coordinate(profile.sigmas, profile.flow)
-    c = ((c - c[0]) / (c[-1] - c[0])).numpy()
+    levels = coordinate(profile.sigmas, profile.flow)
+    c = ((levels - levels[0]) / (levels[-1] - levels[0])).numpy()
     fine = np.linspace(0, 1, FINE)
     spline = torch.from_numpy(CubicSpline(c, np.eye(len(c)))(fine))
     some = response_levels(len(c))
