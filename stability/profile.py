@@ -22,6 +22,8 @@ Denoiser = Callable[[Tensor, float], Tensor]
 Progress = Callable[[int, int], None]
 """Told (calls made, calls in all) after each call; may raise to interrupt."""
 
+FAINT = 0.03
+"""A signal beside noise of 1 that nothing can be told from."""
 REACH = 0.3
 """Length of a difference in units of sigma: the middle of .1 to .5, where rounding and curvature both stay small."""
 
@@ -87,13 +89,14 @@ def response_levels(levels: int) -> list[int]:
 
 
 def coordinate(sigma: Tensor, flow: bool) -> Tensor:
-    """A rising function of sigma > 0 with levels enough where anything can happen: arctan(sigma / alpha) + log(sigma) / 4.
+    """A rising function of sigma > 0 with levels enough where anything can happen: arctan(sigma / alpha) + log(sigma / alpha) / 4.
 
-    The angle resolves the middle, where a signal of unit variance appears, and the logarithm the ends.
+    The angle resolves the middle, where a signal of unit variance appears, and the logarithm the ends; alpha is no less than
+    ``FAINT``, so that pure noise has its place too.
     """
     sigma = sigma.double()
-    signal = 1 - sigma if flow else torch.ones_like(sigma)
-    return torch.atan2(sigma, signal) + sigma.log() / 4
+    signal = torch.hypot(1 - sigma, torch.full_like(sigma, FAINT)) if flow else torch.ones_like(sigma)
+    return torch.atan2(sigma, signal) + (sigma / signal).log() / 4
 
 
 def level_sigmas(sigma_max: float, sigma_min: float, n: int, flow: bool) -> Tensor:

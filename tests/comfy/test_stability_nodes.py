@@ -17,6 +17,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
 from dizzydiff.stability import probe
 from dizzydiff.stability.profile import QUICK, THOROUGH, Effort
+from dizzydiff.stability.solvers import SOLVERS, solve
 from dizzydiff.stability.store import Store
 from dizzydiff.students.loader import Source, load_unet
 
@@ -195,3 +196,16 @@ def test_samplers_are_of_the_kind_that_their_calls_show() -> None:
         "res_multistep": "dpmpp_2m"}
     assert set(comfy.samplers.SAMPLER_NAMES) >= probe.ONE_CALL_OF_ORDER_ONE
     assert set(comfy.samplers.SAMPLER_NAMES) >= probe.TWO_CALLS
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_are_cores_own(solver: str) -> None:
+    """Step for step what ComfyUI's samplers of the same name give."""
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 10
+    sigmas = torch.tensor([10.0, 6.0, 2.5, 0.7, 0.1, 0.0], dtype=torch.float64)
+
+    def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) / (1 + sigma[..., None])
+
+    core = comfy.samplers.sampler_object(solver).sampler_function(lambda x, sigma, **_: denoised(x, sigma), x, sigmas, disable=True)
+    torch.testing.assert_close(solve(solver, lambda x, sigma: denoised(x[0], sigma.expand(3))[None], x[None], sigmas[None])[0], core)
