@@ -54,7 +54,7 @@ def _dry_run(run: SamplerRun, stand_in: Callable[[Callable], Any], sigmas: Tenso
     def callback(report: dict[str, Any]) -> None:
         first_of_step[int(report["i"])] = len(asked) - 1
 
-    run(stand_in(model), torch.ones([1] * ndim, dtype=sigmas.dtype), sigmas.cpu(), callback, noise)
+    run(stand_in(model), torch.ones([1] * ndim, dtype=sigmas.dtype), sigmas.cpu().clone(), callback, noise)
     if sorted(first_of_step) != list(range(len(sigmas) - 1)) or first_of_step.get(0) != 0:
         raise Undraftable("it does not report its steps one by one")
     starts = sorted(first_of_step.items())

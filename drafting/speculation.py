@@ -31,6 +31,9 @@ from .predictors import Basis, Guess, Known, carry
 HISTORY = 4
 """Answers kept: drafts begin with them, for the memory of multistep samplers, and extrapolate from them."""
 
+LEAST_ROUGHNESS = 0.25
+"""A model is never taken to be smoother than this part of Gaussian data."""
+
 State = tuple[Tensor, float]
 Deliver = Callable[[Tensor, Tensor, float, dict[str, Any]], Tensor]
 """(prediction, x, sigma, the call's arguments) -> what the sampler gets."""
@@ -102,6 +105,10 @@ class _Enough(BaseException):
     """All drafts of a window are made; no sampler catches this."""
 
 
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.square().mean().sqrt())
+
+
 class SpeculativeModel:
     """D(x, sigma) from drafts. Attributes it has not are the wrapped model's."""
 
@@ -123,6 +130,7 @@ class SpeculativeModel:
         self._window: dict[int, tuple[Known, int, int]] = {}
         self._stale: dict[int, Known] = {}
         self._order = drafting.guess.orders[0]
+        self._roughness = 1.0
         self.report = Report()
 
     def __getattr__(self, name: str) -> Any:
@@ -153,14 +161,32 @@ class SpeculativeModel:
         return carry(self._how.space, self._how.carry, known, x)
 
     def deviation(self, x: Tensor, draft: Known) -> float:
-        """How far the prediction may be off: RMS of gain (x - x~), relative to the data."""
+        """How far a draft's prediction is off at x, relative to the data, as far as one can know before evaluating there.
+
+        The change that Gaussian data would show, gain RMS(x - x~), times the model's roughness: how much further than that the
+        last dropped draft was off in truth, which the evaluation in its place has shown.
+        """
+        return self._roughness * self._smooth_change(x, draft)
+
+    def _smooth_change(self, x: Tensor, draft: Known) -> float:
         space = self._how.space
-        return float((x - draft.x).square().mean().sqrt()) * space.gain(draft.sigma) / space.sigma_data
+        return _rms(x - draft.x) * space.gain(draft.sigma) / space.sigma_data
+
+    def _learn(self, known: list[Known], last: Known | None, dropped: Known | None, here: Known) -> None:
+        """What the predictions of a round say of the guesses before it: the best order, and the model's roughness."""
+        how = self._how
+        if last is not None:
+            self._order = how.guess.best_order(how.space, known, last)
+        if dropped is not None:
+            off = _rms(here.prediction - carry(how.space, how.carry, dropped, here.x)) / how.space.sigma_data
+            smooth = self._smooth_change(here.x, dropped)
+            self._roughness = max(off / smooth, LEAST_ROUGHNESS) if smooth else self._roughness
 
     def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         width = min(self._how.policy.width(len(self.report.rounds), len(self.calls) - n), self.evaluate.capacity)
         known = self._known()
         drafts = self._drafts(n, x, width - 1, known) if known else []
+        dropped = self._stale.get(n)
         self._stale = {}
         states = [(x, self.calls[n].sigma), *((draft, self.calls[m].sigma) for m, draft in enumerate(drafts, n + 1))]
         predictions = self.evaluate(states, arguments)
@@ -168,8 +194,8 @@ class SpeculativeModel:
         self.report.rounds.append([Evaluated(n + i) for i in range(len(states))])
         for slot in range(1, len(states)):
             self._window[n + slot] = (Known(*states[slot], predictions[slot]), round_, slot)
-        if drafts:
-            self._order = self._how.guess.best_order(self._how.space, known, self._window[n + len(drafts)][0])
+        last = self._window[n + len(drafts)][0] if drafts else None
+        self._learn(known, last, dropped, Known(*states[0], predictions[0]))
         return predictions[0]
 
     def _drafts(self, n: int, x: Tensor, count: int, known: list[Known]) -> list[Tensor]:
@@ -197,9 +223,9 @@ class SpeculativeModel:
             return self._deliver(self._guess(known, m, here), state, calls[m].sigma, arguments)
 
         first = self._answers[start]
-        step = calls[start].step
+        sigmas = self._sigmas[calls[start].step :].clone()  # some samplers write into theirs
         with contextlib.suppress(_Enough):
-            self._run(StandIn(self._model, stand_in), first.x, self._sigmas[step:], None, self.tape.reader(calls[start].noises))
+            self._run(StandIn(self._model, stand_in), first.x, sigmas, None, self.tape.reader(calls[start].noises))
         return drafts
 
     def _known(self) -> list[Known]:
