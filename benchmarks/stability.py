@@ -39,7 +39,6 @@ def run(quick: bool) -> list[dict[str, Any]]:
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT, cpu=not torch.cuda.is_available())
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     rows = []
     with torch.inference_mode():
         for case in itertools.chain(mixture_cases(64 if quick else 512), picture_cases(quick)):

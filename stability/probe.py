@@ -145,7 +145,8 @@ def key_of(subject: Subject, effort: Effort) -> str:
     shape = subject.latent["samples"].shape
     resolution = [shape[1], *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]), round(2 * math.log2(shape[-2] * shape[-1]))]
     sampling = subject.sampling
-    noise = (type(sampling).__mro__[1].__name__, float(sampling.sigma_min), float(sampling.sigma_max), _digest(sampling.sigmas))
+    kind = [each.__name__ for each in type(sampling).__mro__[:-1]]
+    noise = (kind, float(sampling.sigma_min), float(sampling.sigma_max), _digest(sampling.sigmas))
     return repr(("profile", identity(subject.model), noise, round(subject.cfg, 4), resolution, effort, subject.seed))
 
 

@@ -110,8 +110,9 @@ def test_model_is_measured_once(model, pipeline: Path, user_folder: Path, monkey
     patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
     keys = {probe.key_of(each, SMALL) for each in (
         subject(model), subject(model, cfg=5.0), subject(model, seed=1), subject(patched),
-        subject(model, latent={"samples": torch.zeros(1, 4, 16, 16)}), subject(ModelSamplingSD3().patch(model, 3.0)[0]))}
-    assert len(keys) == 6
+        subject(model, latent={"samples": torch.zeros(1, 4, 16, 16)}), subject(ModelSamplingSD3().patch(model, 3.0)[0]),
+        *(subject(ModelSamplingDiscrete().patch(model, kind, False)[0]) for kind in ("eps", "v_prediction")))}
+    assert len(keys) == 8
     assert probe.key_of(subject(model), SMALL) == probe.key_of(subject(model, latent={"samples": torch.zeros(1, 4, 8, 8)}), SMALL)
 
 
