@@ -32,7 +32,7 @@ HISTORY = 4
 """Answers kept: drafts begin with them, for the memory of multistep samplers, and extrapolate from them."""
 
 LEAST_ROUGHNESS = 0.25
-"""A model is never taken to be smoother than this part of Gaussian data."""
+"""Predictions are never taken to differ less than this part of how far their states are apart."""
 
 State = tuple[Tensor, float]
 Deliver = Callable[[Tensor, Tensor, float, dict[str, Any]], Tensor]
@@ -161,16 +161,15 @@ class SpeculativeModel:
         return carry(self._how.space, self._how.carry, known, x)
 
     def deviation(self, x: Tensor, draft: Known) -> float:
-        """How far a draft's prediction is off at x, relative to the data, as far as one can know before evaluating there.
+        """How far a draft's prediction may be off at x, relative to the data, as far as one can know before evaluating there.
 
-        The change that Gaussian data would show, gain RMS(x - x~), times the model's roughness: how much further than that the
-        last dropped draft was off in truth, which the evaluation in its place has shown.
+        RMS(x - x~) / s, which bounds it for Gaussian data, times the model's roughness: how much further than that the last
+        dropped draft was off in truth, which the evaluation in its place has shown.
         """
-        return self._roughness * self._smooth_change(x, draft)
+        return self._roughness * self._distance(x, draft)
 
-    def _smooth_change(self, x: Tensor, draft: Known) -> float:
-        space = self._how.space
-        return _rms(x - draft.x) * space.gain(draft.sigma) / space.sigma_data
+    def _distance(self, x: Tensor, draft: Known) -> float:
+        return _rms(x - draft.x) / self._how.space.scale(draft.sigma)
 
     def _learn(self, known: list[Known], last: Known | None, dropped: Known | None, here: Known) -> None:
         """What the predictions of a round say of the guesses before it: the best order, and the model's roughness."""
@@ -179,8 +178,8 @@ class SpeculativeModel:
             self._order = how.guess.best_order(how.space, known, last)
         if dropped is not None:
             off = _rms(here.prediction - carry(how.space, how.carry, dropped, here.x)) / how.space.sigma_data
-            smooth = self._smooth_change(here.x, dropped)
-            self._roughness = max(off / smooth, LEAST_ROUGHNESS) if smooth else self._roughness
+            distance = self._distance(here.x, dropped)
+            self._roughness = max(off / distance, LEAST_ROUGHNESS) if distance else self._roughness
 
     def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         width = min(self._how.policy.width(len(self.report.rounds), len(self.calls) - n), self.evaluate.capacity)

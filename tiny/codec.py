@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 8
-TRAINED_BLOCKS = 2
-"""Residual blocks of the decoder that learn, per resolution; the rest stay the identity."""
+TRAINED_BLOCKS = (2, 2, 1, 1)
+"""Residual blocks of the decoder that learn, from the lowest resolution to the highest; the rest stay the identity."""
 SCALE, SCALE_GRADIENT = 0.375, 0.03125
 LUMA = (0.5, 0.25, 0.25)
 RGB_FACTORS = [[2 * SCALE if row == column else 0.0 for column in range(3)] for row in range(4)]
@@ -67,11 +67,11 @@ def closed_form_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def start_decoder(decoder: nn.Module) -> list[nn.Parameter]:
     """Set an AutoencoderTiny's decoder to repeat each block's mean colour 8x8 times; returns the parameters to train from there."""
     trained: list[nn.Parameter] = []
-    since_upsampling = 0
+    level = since_upsampling = 0
     with torch.no_grad():
         for layer in decoder.layers:
             if isinstance(layer, nn.Upsample):
-                since_upsampling = 0
+                level, since_upsampling = level + 1, 0
             elif isinstance(layer, nn.Conv2d) and layer.in_channels == layer.out_channels:
                 nn.init.dirac_(layer.weight)
                 trained += layer.parameters()
@@ -80,7 +80,7 @@ def start_decoder(decoder: nn.Module) -> list[nn.Parameter]:
             elif hasattr(layer, "conv"):
                 convolutions = [part for part in layer.conv if isinstance(part, nn.Conv2d)]
                 since_upsampling += 1
-                if since_upsampling <= TRAINED_BLOCKS:
+                if since_upsampling <= TRAINED_BLOCKS[level]:
                     trained += layer.conv.parameters()
                     convolutions = convolutions[-1:]
                 for part in convolutions:

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import platform
+import shutil
 from pathlib import Path
 
 import torch
@@ -19,9 +20,9 @@ from . import codec, data, decoder, evaluate, export, networks, train
 HOME = Path(__file__).parent
 SEED = 20260
 PICTURES = 160_000
-DECODER = train.Schedule(updates=700, decay=300, batch=8, rate=7e-4)
-TEACHER = train.Schedule(updates=30_000, decay=2_000, batch=32)
-STUDENT = train.Schedule(updates=3_000, decay=1_000, batch=32, rate=5e-4)
+DECODER = train.Schedule(updates=12_000, decay=4_000, batch=8, rate=7e-4)
+TEACHER = train.Schedule(updates=22_000, decay=5_000, batch=32)
+STUDENT = train.Schedule(updates=2_000, decay=700, batch=32, rate=5e-4)
 STEPS = 50
 SCALES = (1, 2, 4, 8)
 
@@ -78,21 +79,25 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
-    torch.manual_seed(SEED)
     tokenizer = options.comfyui / "comfy" / "sd1_tokenizer"
 
+    torch.manual_seed(SEED)
     autoencoder = networks.autoencoder()
     autoencoder.load_state_dict(autoencoder.state_dict() | codec.closed_form_encoder(autoencoder.state_dict()))
     autoencoder.decoder = decoder.train_decoder(autoencoder.decoder, options.work / "decoder", DECODER, SEED)
 
     pictures = training_pictures(options.work, tokenizer)
     diffusion = train.Diffusion.of(networks.scheduler())
+    torch.manual_seed(SEED)
     teacher = train.TextToLatent(networks.unet(), networks.text_encoder(torch.Generator().manual_seed(SEED)))
     teacher = train.train_teacher(teacher, pictures, diffusion, options.work / "teacher", TEACHER, SEED)
+    torch.manual_seed(SEED)
     student = networks.student_of(teacher.unet)
     student = train.train_student(student, teacher, networks.GUIDANCE, pictures, diffusion, options.work / "student", STUDENT, SEED)
 
     export.write_pipeline(HOME, teacher.unet, student, teacher.text_encoder, autoencoder)
+    for part in ("decoder", "teacher", "student"):
+        shutil.copyfile(options.work / part / "log.jsonl", HOME / "log" / f"{part}.jsonl")
     measured = measure(teacher, student, autoencoder.decoder, tokenizer)
     measured |= {"bytes": export.size(HOME), "machine": f"{platform.machine()}, {options.threads} threads", "torch": torch.__version__}
     (HOME / "quality.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from devtools.server import Server
 from dizzydiff.tiny import reader
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
-EXPECTED = {"draft_refine": 4, "guided_student": 4, "guidance_sweep": 4}
+EXPECTED = {"draft_refine": 4, "guided_student": 4, "guidance_sweep": 4, "stability_grid": 4}
 """Pictures that each workflow makes."""
 
 

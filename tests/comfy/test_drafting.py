@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Draft-refine in ComfyUI: every sampler, both ways to evaluate a round, and what goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import node_helpers
+import pytest
+import torch
+from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+from dizzydiff.drafting.errors import BadDevices, CannotClone
+from dizzydiff.drafting.replicas import DraftRefine, parse_devices, spread
+from dizzydiff.drafting.speculation import Report
+from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler, sample
+from dizzydiff.students.loader import Source, load_student, load_unet
+from dizzydiff.students.pipeline import load_clip
+from nodes import common_ksampler
+
+TINY = Path(__file__).parents[2] / "tiny"
+UNDRAFTED = {"dpm_fast": "one by one", "dpm_adaptive": "one by one", "sa_solver_pece": "in the middle"}
+"""Samplers that run as they are, and part of why."""
+STEPS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_a_device() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[list, list]:
+    clip = load_clip(TINY, [])
+    return tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a large red circle on white", ""))  # type: ignore
+
+
+@pytest.fixture(scope="module")
+def student() -> Any:
+    return load_student(Source(TINY / "unet", "tiny"))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Any:
+    return load_unet(Source(TINY / "teacher", "tiny/teacher"))
+
+
+@pytest.fixture(scope="module")
+def two(teacher: Any) -> Any:
+    return spread(teacher, "cpu, cpu:1", 0)
+
+
+def empty(rows: int = 1) -> dict[str, torch.Tensor]:
+    return {"samples": torch.zeros(rows, 4, 12, 12)}
+
+
+def run(model: Any, prompts: tuple[list, list], name: str = "euler", mode: str = "verified", tolerance: float = 0.005, width: int = 0,
+        cfg: float = 4.0, latent: dict | None = None, steps: int = STEPS, **options: Any) -> tuple[torch.Tensor, Report | None]:
+    reports: list[Report] = []
+    sampler = DraftRefine(comfy.samplers.sampler_object(name), mode, width, tolerance, on_report=reports.append, **options)  # type: ignore
+    sigmas = comfy.samplers.KSampler(model, steps, model.load_device, name, "karras", 1.0).sigmas
+    result = sample(model, 7, cfg, sampler, sigmas, *prompts, latent or empty())["samples"]
+    return result, reports[0] if reports else None
+
+
+def plain(model: Any, prompts: tuple[list, list], name: str = "euler", cfg: float = 4.0, latent: dict | None = None,
+          steps: int = STEPS) -> torch.Tensor:
+    return common_ksampler(model, 7, steps, cfg, name, "karras", *prompts, latent or empty())[0]["samples"]
+
+
+def deviation(result: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((result - reference).square().mean().sqrt() / reference.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
+def test_every_sampler_is_drafted_or_runs_as_it_is_and_says_why(
+    name: str, student: Any, prompts: tuple[list, list], caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = spread(student, "batch", 4)
+    reference = plain(student, prompts, name, cfg=1.0)
+    alone, _ = run(batch, prompts, name, cfg=1.0, width=1)
+    assert torch.equal(alone, reference), "a width of one is the plain sampler, bit for bit"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "dizzydiff"):
+        result, report = run(batch, prompts, name, cfg=1.0, tolerance=0.002)
+    if name in UNDRAFTED:
+        assert report is None and UNDRAFTED[name] in caplog.text
+        assert torch.equal(result, reference)
+    else:
+        assert report is not None and f"in {len(report.rounds)} rounds" in caplog.text
+        assert deviation(result, reference) < 0.05
+
+
+@pytest.mark.parametrize("mode", ["conservative", "aggressive", "verified"])
+def test_two_devices_take_a_state_each_and_agree_with_one(mode: str, two: Any, teacher: Any, prompts: tuple[list, list]) -> None:
+    result, report = run(two, prompts, "dpmpp_2m", mode, steps=20)
+    assert report is not None and {len(states) for states in report.rounds} == {1, 2}
+    batched, twin = run(spread(teacher, "batch", 2), prompts, "dpmpp_2m", mode, steps=20)
+    assert twin is not None and [len(states) for states in twin.rounds] == [len(states) for states in report.rounds]
+    torch.testing.assert_close(result, batched, rtol=1e-3, atol=1e-3)
+
+
+def test_weight_patches_reach_the_replicas(teacher: Any, prompts: tuple[list, list]) -> None:
+    patched = teacher.clone()
+    key = "diffusion_model.out.2.weight"
+    patched.add_patches({key: ("diff", (0.05 * torch.ones_like(patched.model.state_dict()[key]),))}, 1.0)
+    reference = plain(patched, prompts)
+    assert deviation(plain(teacher, prompts), reference) > 1e-3
+    assert deviation(run(spread(patched, "cpu, cpu:1", 0), prompts, tolerance=1e-4)[0], reference) < 1e-3
+
+
+def failing(error: Exception, when: int) -> Any:
+    calls = 0
+
+    def wrapper(apply_model: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        nonlocal calls
+        if threading.current_thread() is not threading.main_thread():
+            calls += 1
+            if calls == when:
+                raise error
+        return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    return wrapper
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("device lost")])
+def test_a_device_that_fails_is_left_out_and_the_image_is_finished(
+    error: Exception, two: Any, prompts: tuple[list, list], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = two.clone()
+    broken.set_model_unet_function_wrapper(failing(error, 2))
+    result, report = run(broken, prompts, "euler", "aggressive", steps=20)
+    warnings = [record.getMessage() for record in caplog.records if record.name == "dizzydiff" and record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "cpu:1 failed" in warnings[0] and str(error) in warnings[0]
+    assert report is not None and [len(states) for states in report.rounds[:3]] == [1, 2, 2]
+    assert {len(states) for states in report.rounds[3:]} == {1}
+    assert deviation(result, plain(two, prompts, steps=20)) < 0.05
+    assert run(two, prompts)[1] is not None, "the next prompt has its devices again"
+
+
+def test_interruption_leaves_no_thread_behind(two: Any, prompts: tuple[list, list]) -> None:
+    before = threading.active_count()
+    for _ in range(100):
+        interrupted = two.clone()
+
+        def interrupt(apply_model: Any, arguments: dict[str, Any]) -> torch.Tensor:
+            comfy.model_management.interrupt_current_processing()
+            return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+        interrupted.set_model_unet_function_wrapper(interrupt)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            run(interrupted, prompts, "euler", "aggressive")
+    comfy.model_management.interrupt_current_processing(False)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", ["mask", "differential"])
+@pytest.mark.parametrize("devices", ["batch", "cpu, cpu:1"])
+def test_masks_hold_in_every_state_of_a_round(kind: str, devices: str, teacher: Any, prompts: tuple[list, list]) -> None:
+    model = DifferentialDiffusion.execute(teacher).result[0] if kind == "differential" else teacher
+    ramp = torch.linspace(0, 1, 12).expand(2, 12, 12)
+    latent = {"samples": torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0)),
+              "noise_mask": ramp if kind == "differential" else (ramp > 0.5).float()}
+    reference = plain(model, prompts, latent=latent)
+    result, report = run(spread(model, devices, 0), prompts, latent=latent, tolerance=1e-3)
+    assert report is not None and max(len(states) for states in report.rounds) > 1
+    assert deviation(result, reference) < 0.02
+
+
+def test_conditioning_with_time_ranges_is_that_of_each_state(teacher: Any, prompts: tuple[list, list]) -> None:
+    positive, negative = prompts
+    halves = (node_helpers.conditioning_set_values(positive, {"start_percent": 0.0, "end_percent": 0.4})
+              + node_helpers.conditioning_set_values(negative, {"start_percent": 0.4, "end_percent": 1.0}))
+    ranged = (halves, negative)
+    reference = plain(teacher, ranged)
+    assert deviation(plain(teacher, prompts), reference) > 0.01
+    for devices in ("batch", "cpu, cpu:1"):
+        assert deviation(run(spread(teacher, devices, 0), ranged, tolerance=1e-3)[0], reference) < 0.02
+
+
+@pytest.mark.parametrize(("cost", "drafts"), [(lambda states: 1.0, True), (lambda states: float(states), False)])
+def test_a_batch_is_kept_only_where_it_pays(cost: Any, drafts: bool, teacher: Any, prompts: tuple[list, list]) -> None:
+    """The clock of this test advances as the model is called: once a call, or once a state."""
+    now = 0.0
+    model = teacher.clone()
+
+    def advance(apply_model: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        nonlocal now
+        now += cost(arguments["input"].shape[0])
+        return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model.set_model_unet_function_wrapper(advance)
+    _, report = run(model, prompts, "euler", "aggressive", steps=20, clock=lambda: now)
+    assert report is None, "a wrapper may not understand several sigmas, so nothing is batched"
+    del model.model_options["model_function_wrapper"]
+    apply = model.model.apply_model
+    model.model.apply_model = lambda x, t, **c: advance(lambda x, t, **c: apply(x, t, **c), {"input": x, "timestep": t, "c": c})
+    try:
+        _, report = run(spread(model, "auto", 0), prompts, "euler", "aggressive", steps=20, clock=lambda: now)
+    finally:
+        del model.model.apply_model
+    assert report is not None
+    assert {len(states) for states in report.rounds[3:]} == ({2, 4} if drafts else {1})
+
+
+@pytest.mark.parametrize(("devices", "error"), [("gpu one", "is no device"), ("cuda:99", "not on this machine"), ("", "is no device")])
+def test_devices_that_are_none_are_refused(devices: str, error: str, teacher: Any) -> None:
+    with pytest.raises(BadDevices, match=error):
+        spread(teacher, devices, 0)
+
+
+def test_devices_are_read_as_written() -> None:
+    assert parse_devices(" cpu ,cpu:1") == [torch.device("cpu"), torch.device("cpu", 1)]
+
+
+def test_a_model_without_a_recipe_says_which_loader_keeps_one(teacher: Any) -> None:
+    model = teacher.clone()
+    model.cached_patcher_init = None
+    with pytest.raises(CannotClone, match="Load Diffusion Model"):
+        spread(model, "cpu, cpu:1", 0)
+
+
+def test_devices_change_between_two_prompts(teacher: Any, prompts: tuple[list, list]) -> None:
+    results = [run(spread(teacher, devices, 0), prompts, tolerance=1e-4)[0] for devices in ("cpu, cpu:1", "batch", "cpu, cpu:1")]
+    assert torch.equal(results[0], results[2])
+    assert deviation(results[1], results[0]) < 1e-2
+
+
+def test_the_ksampler_node_is_core_s_at_tolerance_zero_and_shows_its_rounds_otherwise(two: Any, prompts: tuple[list, list]) -> None:
+    def node(tolerance: float) -> tuple[dict, torch.Tensor]:
+        return DraftRefineKSampler.execute(two, 7, STEPS, 4.0, "dpmpp_2m_sde", "karras", *prompts, empty(), 1.0, "verified", 0,
+                                           tolerance).result
+
+    latent, blank = node(0.0)
+    assert torch.equal(latent["samples"], plain(two, prompts, "dpmpp_2m_sde"))
+    assert blank.min() == 1
+    picture = node(0.05)[1]
+    assert picture.shape[-1] == 3 and picture.shape[2] >= 1024 and picture.unique().numel() > 4
+
+
+def test_the_nodes_compose_with_sampler_custom(teacher: Any, prompts: tuple[list, list]) -> None:
+    model = DraftDevices.execute(teacher, "batch", 3).result[0]
+    sampler = DraftRefineSampler.execute(comfy.samplers.sampler_object("heun"), "verified", 0, 0.01).result[0]
+    sigmas = comfy.samplers.KSampler(model, STEPS, model.load_device, "heun", "karras", 1.0).sigmas
+    result = sample(model, 7, 4.0, sampler, sigmas, *prompts, empty())["samples"]
+    assert deviation(result, plain(teacher, prompts, "heun")) < 0.05
