@@ -18,7 +18,7 @@ class Mixture:
         self.mu = torch.randn(centres, 64, generator=generator)
         self.weights = 0.3 + torch.rand(centres, generator=generator)
         self.variance = (width * (0.5 + torch.rand(centres, 64, generator=generator))) ** 2
-        patcher = SimpleNamespace(get_model_object=lambda name: sampling)
+        patcher = SimpleNamespace(get_model_object=lambda name: sampling, model=self)
         self.inner_model = SimpleNamespace(model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling))
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:

@@ -90,9 +90,11 @@ def peers(subject: Subject, common: dict[str, Any], sigmas: Tensor, seeds: list[
         settings[f"ParaDiGMS {tolerance:g}"] = lambda drift, x, tolerance=tolerance: paradigms(drift, x, sigmas, k, tolerance)
     for name, method in settings.items():
         rounds: list[int] = []
+        calls: list[float] = []
 
-        def function(model, x, sigmas, extra_args, callback, disable, method=method, rounds=rounds):
+        def function(model, x, sigmas, extra_args, callback, disable, method=method, rounds=rounds, calls=calls):
             def drift(state: Tensor, sigma: float) -> Tensor:
+                calls.append(sigma)
                 return (state - model(state, state.new_full([len(state)], sigma), **extra_args)) / sigma
 
             result, used = method(drift, x)
@@ -100,7 +102,7 @@ def peers(subject: Subject, common: dict[str, Any], sigmas: Tensor, seeds: list[
             return result
 
         result = torch.cat([subject.sample(comfy.samplers.KSAMPLER(function), sigmas, [seed]) for seed in seeds])
-        yield row(common, name, "none", k, statistics.mean(rounds), float("nan"), relative_rms(result, reference))
+        yield row(common, name, "none", k, statistics.mean(rounds), len(calls) / len(seeds), relative_rms(result, reference))
 
 
 def row(common: dict[str, Any], mode: str, drafts: str, k: int, rounds: float, calls: float, deviations: list[float]) -> dict[str, Any]:
@@ -164,7 +166,6 @@ def mixture(name: str, model: Mixture) -> Subject:
         noise = torch.stack([torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": seeds[0]}
         guider = Guider()
-        guider.inner_model.scale_latent_inpaint = None
         return sampler.sample(guider, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
 
     return Subject(name, sigmas, sample)
