@@ -51,7 +51,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
             few = seeds[: len(seeds) // 4] if network else seeds
             for schedule, count, sampler in itertools.product(schedules, steps, SAMPLERS[:2] if quick else SAMPLERS):
                 rows += compare(subject, sampler, schedule, count, few, (2, 4) if quick or network else (2, 4, 8))
-        rows += wall_clock(5 if quick else 50, 1 if quick else 3)
+        rows += wall_clock(50, 1 if quick else 5)
     return rows
 
 
@@ -157,7 +157,10 @@ def mixture(name: str, model: Mixture) -> Subject:
             self.cfg = 1.0
 
         def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
-            return model(x, sigma)
+            denoised = model(x, sigma)
+            for hook in model_options.get("sampler_post_cfg_function", []):
+                denoised = hook({"denoised": denoised, "uncond_denoised": denoised})
+            return denoised
 
     def sigmas(sampler: str, steps: int, schedule: str) -> Tensor:
         return comfy.samplers.calculate_sigmas(model.inner_model.inner_model.model_sampling, schedule, steps)

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from devtools.server import Server
 
-NODES = ["DizzyDiffGuidanceSweep", "DizzyDiffLoadPipeline", "DizzyDiffLoadStudent", "DizzyDiffStudentGuidance", "DizzyDiffStudentSampler"]
+NODES = ["DizzyDiffDevices", "DizzyDiffDraftRefine", "DizzyDiffDraftRefineKSampler", "DizzyDiffGuidanceSweep", "DizzyDiffLoadPipeline",
+         "DizzyDiffLoadStudent", "DizzyDiffStabilityGrid", "DizzyDiffStabilityProfile", "DizzyDiffStabilitySampler",
+         "DizzyDiffStudentGuidance", "DizzyDiffStudentSampler"]
 
 
 def run(server: Server, prompt: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
