@@ -29,9 +29,9 @@ def colour(deviation: float) -> tuple[int, int, int]:
 
 
 def draw(report: Report, places: list[str]) -> Image.Image:
-    """RGB picture of a report; ``places`` names where the first, second, ... state of a round is evaluated."""
+    """RGB picture of a report; ``places`` are the devices that take the states of a round in turn, none where one takes all."""
     rows = max(len(states) for states in report.rounds)
-    names = [places[row] if row < len(places) else "" for row in range(rows)]
+    names = [places[row % len(places)] if places else "draft" if row else "state" for row in range(rows)]
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
     left = MARGIN + max(int(font.getlength(name)) for name in names) + MARGIN
     cell = max(CELL, (SMALLEST - left - MARGIN) // len(report.rounds))

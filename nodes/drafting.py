@@ -3,10 +3,7 @@
 
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -104,26 +101,15 @@ class DraftRefineKSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: list, negative: list,
                 latent_image: dict, denoise: float, mode: str, width: int, tolerance: float) -> io.NodeOutput:
+        from comfy_extras.nodes_custom_sampler import SamplerCustom
+
         reports: list[Report] = []
         sampler = DraftRefine(comfy.samplers.sampler_object(sampler_name), mode, width, tolerance,  # type: ignore[arg-type]
                               on_report=reports.append)
         sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise).sigmas
-        latent = sample(model, seed, cfg, sampler, sigmas, positive, negative, latent_image)
-        places = [str(clone.load_device) for clone in (model, *model.get_additional_models_with_key("multigpu"))]
-        return io.NodeOutput(latent, picture_of(reports, places if len(places) > 1 else ["draft" if row else "state" for row in range(64)]))
-
-
-def sample(model: Any, seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor, positive: list, negative: list, latent: dict) -> dict:
-    """What KSampler does, with a SAMPLER and SIGMAS."""
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"),
-                                                     latent.get("downscale_ratio_temporal"))
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-    out = {key: value for key, value in latent.items() if key not in ("downscale_ratio_spacial", "downscale_ratio_temporal")}
-    out["samples"] = comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, positive, negative, samples, noise_mask=latent.get("noise_mask"), callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
-    return out
+        sampled = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
+        replicas = model.get_additional_models_with_key("multigpu")
+        return io.NodeOutput(sampled.result[0], picture_of(reports, [str(each.load_device) for each in (model, *replicas) if replicas]))
 
 
 def picture_of(reports: list[Report], places: list[str]) -> torch.Tensor:

@@ -13,12 +13,13 @@ import comfy.samplers
 import node_helpers
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 from dizzydiff.drafting.errors import BadDevices, CannotClone
 from dizzydiff.drafting.replicas import DraftRefine, parse_devices, spread
 from dizzydiff.drafting.speculation import Report
-from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler, sample
+from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from dizzydiff.students.loader import Source, load_student, load_unet
 from dizzydiff.students.pipeline import load_clip
 from nodes import common_ksampler
@@ -67,7 +68,7 @@ def run(model: Any, prompts: tuple[list, list], name: str = "euler", mode: str =
     reports: list[Report] = []
     sampler = DraftRefine(comfy.samplers.sampler_object(name), mode, width, tolerance, on_report=reports.append, **options)  # type: ignore
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, name, "karras", 1.0).sigmas
-    result = sample(model, 7, cfg, sampler, sigmas, *prompts, latent or empty())["samples"]
+    result = SamplerCustom.execute(model, True, 7, cfg, *prompts, sampler, sigmas, latent or empty()).result[0]["samples"]
     return result, reports[0] if reports else None
 
 
@@ -250,5 +251,5 @@ def test_the_nodes_compose_with_sampler_custom(teacher: Any, prompts: tuple[list
     model = DraftDevices.execute(teacher, "batch", 3).result[0]
     sampler = DraftRefineSampler.execute(comfy.samplers.sampler_object("heun"), "verified", 0, 0.01).result[0]
     sigmas = comfy.samplers.KSampler(model, STEPS, model.load_device, "heun", "karras", 1.0).sigmas
-    result = sample(model, 7, 4.0, sampler, sigmas, *prompts, empty())["samples"]
+    result = SamplerCustom.execute(model, True, 7, 4.0, *prompts, sampler, sigmas, empty()).result[0]["samples"]
     assert deviation(result, plain(teacher, prompts, "heun")) < 0.05
