@@ -121,6 +121,7 @@ def check_header(path: Path) -> None:
     except FileNotFoundError as error:
         raise MissingFile(f"{path}: the file is not there any more. Restore it, or refresh the list and choose another.") from error
     if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":
+        # Advice to the user, in words: the pack itself opens no pickle.
         raise NotSafetensors(f"{path}: this is a pickle, which can run any code when opened. Expected .safetensors: convert it "
                              "with safetensors.torch.save_file(torch.load(file, weights_only=True), new_file) where you trust it.")
     if len(start) < 9:
