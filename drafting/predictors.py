@@ -6,14 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ..kernels import carry as kernels_carry
+from ..kernels.linear_combination import linear_combination
 from .coordinates import Space
 
-Basis = Literal["eps", "F", "D"]
+Basis = Literal["eps", "F"]
 
 
 @dataclass(frozen=True)
@@ -25,44 +27,82 @@ class Known:
     prediction: Tensor
 
 
-@dataclass(frozen=True)
-class Guess:
-    """Extrapolate predictions, expressed in ``basis``, by a polynomial in sqrt(sigma) through the newest ones.
+class Guess(Protocol):
+    """How to guess a prediction. It has one number to set: ``start`` until there is evidence, then :meth:`hindsight`'s."""
 
-    ``orders`` are tried in hindsight after every round (:meth:`best_order`); the first is used until there is evidence. One
-    order, 0, in eps is the paper's frozen draft.
+    @property
+    def start(self) -> float: ...
+
+    def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
+        """The prediction [P, ...] to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
+
+    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> float:
+        """The setting that guesses best what was ``seen``, from what was ``known`` when it was drafted."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Extrapolates eps by a polynomial in sqrt(sigma) through the newest predictions; what is set is its order, one of ``orders``.
+
+    High orders follow a smooth trajectory further; where predictions are rough (few steps, low precision) they amplify what is
+    no trend. The one order 0 is the paper's frozen draft.
     """
 
-    basis: Basis = "eps"
-    orders: tuple[int, ...] = (0,)
+    orders: tuple[int, ...]
 
-    def __call__(self, space: Space, known: Sequence[Known], order: int, x: Tensor, sigma: float) -> Tensor:
-        """The prediction [P, ...] to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
-        nodes = known[-1 - order :]
+    @property
+    def start(self) -> float:
+        return self.orders[0]
+
+    def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
+        return linear_combination(*self._terms(space, known, int(setting), x, sigma))
+
+    def _terms(self, space: Space, known: Sequence[Known], order: int, x: Tensor, sigma: float) -> tuple[list[float], list[Tensor]]:
+        """(x - sigma sum_i l_i eps_i) / alpha with eps_i = (x_i - alpha_i D_i) / sigma_i, as weights of the D_i, the x_i, and x."""
+        nodes, alpha = known[-1 - order :], space.signal(sigma)
         assert nodes, "nothing is known to guess from"
-        weights = lagrange([math.sqrt(node.sigma) for node in nodes], math.sqrt(sigma))
-        terms = [weight * self._of(space, node) for weight, node in zip(weights, nodes, strict=True)]
-        value = sum(terms[1:], terms[0])
-        if self.basis == "F":
-            return space.D_of_F(x, value, sigma)
-        return space.D_of_eps(x, value, sigma) if self.basis == "eps" else value
+        if alpha == 0:  # all is noise: eps says nothing of D
+            return [1.0], [nodes[-1].prediction]
+        shares = lagrange([math.sqrt(node.sigma) for node in nodes], math.sqrt(sigma))
+        of_x = [-sigma * share / (node.sigma * alpha) for share, node in zip(shares, nodes, strict=True)]
+        of_D = [-weight * space.signal(node.sigma) for weight, node in zip(of_x, nodes, strict=True)]
+        return [*of_D, *of_x, 1 / alpha], [*(node.prediction for node in nodes), *(node.x for node in nodes), x]
 
-    def best_order(self, space: Space, known: Sequence[Known], seen: Known) -> int:
-        """The order that guesses best what was seen, from what was known when it was drafted.
-
-        High orders follow a smooth trajectory further; where predictions are rough (few steps, low precision, injected noise)
-        they amplify what is no trend.
-        """
+    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> float:
         orders = [order for order in self.orders if len(known) > order]
         if len(self.orders) == 1 or self.orders[0] not in orders:
-            return self.orders[0]
-        errors = [(self(space, known, order, seen.x, seen.sigma) - seen.prediction).square().mean() for order in orders]
-        return orders[int(torch.stack(errors).argmin())]
+            return self.start
 
-    def _of(self, space: Space, node: Known) -> Tensor:
-        if self.basis == "F":
-            return space.F_of(node.x, node.prediction, node.sigma)
-        return space.eps_of(node.x, node.prediction, node.sigma) if self.basis == "eps" else node.prediction
+        def error(order: int) -> Tensor:
+            weights, tensors = self._terms(space, known, order, seen.x, seen.sigma)
+            return torch.linalg.vector_norm(linear_combination([*weights, -1.0], [*tensors, seen.prediction]))
+
+        return orders[int(torch.stack([error(order) for order in orders]).argmin())]
+
+
+@dataclass(frozen=True)
+class Following:
+    """The newest prediction, following x by a share lambda of what Gaussian data would: D + lambda (D_F(x) - D), F held fixed in D_F.
+
+    For states with fresh noise. A network that sees through noise hardly follows it (lambda near 0), one whose data is as wide
+    as the noise does (near 1). What is set is lambda, by least squares.
+    """
+
+    start: float = 1.0
+
+    def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
+        return self._follow(space, known[-1], x, sigma, 1.0, setting)
+
+    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> float:
+        pull = self._follow(space, known[-1], seen.x, seen.sigma, 0.0, 1.0).flatten()
+        size = torch.dot(pull, pull).clamp(min=torch.finfo(pull.dtype).tiny)
+        return float((torch.dot(pull, (seen.prediction - known[-1].prediction).flatten()) / size).clamp(0.0, 1.0))
+
+    def _follow(self, space: Space, node: Known, x: Tensor, sigma: float, kept: float, share: float) -> Tensor:
+        """kept D + share (D_F(x) - D) for the D of ``node``."""
+        held = math.sin(space.angle(sigma)) / math.sin(space.angle(node.sigma))
+        weights = [kept + share * (held - 1), -share * held * space.gain(node.sigma), share * space.gain(sigma)]
+        return linear_combination(weights, [node.prediction, node.x, x])
 
 
 def lagrange(times: Sequence[float], t: float) -> list[float]:
@@ -78,8 +118,12 @@ def lagrange(times: Sequence[float], t: float) -> list[float]:
 
 
 def carry(space: Space, basis: Basis, known: Known, x: Tensor) -> Tensor:
-    """The prediction [P, ...] at x from one at a state near by, with eps, F or D held fixed: D + c (x - x~)."""
-    if basis == "D":
-        return known.prediction
-    c = space.gain(known.sigma) if basis == "F" else 1.0 / space.signal(known.sigma)
-    return known.prediction + c * (x - known.x)
+    """The prediction [P, ...] at x from one at a state near by, with eps or F held fixed: D + c (x - x~)."""
+    return carry_and_measure(space, basis, known, x)[0]
+
+
+def carry_and_measure(space: Space, basis: Basis, known: Known, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`carry` gives, and ||x - x~||, which stays on the device."""
+    alpha = space.signal(known.sigma)
+    c = space.gain(known.sigma) if basis == "F" or alpha == 0 else 1.0 / alpha
+    return kernels_carry.carry(known.prediction, known.x, x, c)

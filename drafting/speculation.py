@@ -15,6 +15,7 @@ DRiffusion (arXiv 2603.25872) is this with the Euler sampler, eps frozen and eps
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from .calls import Call, SamplerRun
 from .coordinates import Space
 from .noise import NoiseTape
 from .policies import Policy
-from .predictors import Basis, Guess, Known, carry
+from .predictors import Basis, Following, Guess, Known, Trend, carry, carry_and_measure
 
 HISTORY = 4
 """Answers kept: drafts begin with them, for the memory of multistep samplers, and extrapolate from them."""
@@ -55,21 +56,20 @@ class Drafting:
     """How to draft: the policy, the guess, the carry, and the space they work in."""
 
     policy: Policy
-    guess: Guess = field(default_factory=Guess)
-    carry: Basis = "eps"
-    space: Space = field(default_factory=Space)
+    guess: Guess
+    carry: Basis
+    space: Space
 
     @classmethod
     def frozen(cls, policy: Policy, space: Space) -> Drafting:
         """The paper's: one eps held fixed."""
-        return cls(policy, Guess("eps", (0,)), "eps", space)
+        return cls(policy, Trend((0,)), "eps", space)
 
     @classmethod
     def extrapolated(cls, policy: Policy, space: Space, stochastic: bool) -> Drafting:
         """What deviates least: eps of a smooth trajectory is extrapolated; eps at a state with fresh noise contains that noise,
-        so there F, which hardly does, is held fixed."""
-        guess = Guess("F", (0,)) if stochastic else Guess("eps", (2, 3, 1))
-        return cls(policy, guess, "F", space)
+        so there the newest prediction follows the state by a learned share."""
+        return cls(policy, Following() if stochastic else Trend((2, 3, 1)), "F", space)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ class _Enough(BaseException):
     """All drafts of a window are made; no sampler catches this."""
 
 
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.square().mean().sqrt())
+def _rms(norm: Tensor, of: Tensor) -> float:
+    """RMS of a tensor from its norm: the host waits here for the device."""
+    return float(norm) / math.sqrt(of.numel())
 
 
 class SpeculativeModel:
@@ -129,8 +130,9 @@ class SpeculativeModel:
         self._answers: dict[int, Known] = {}
         self._window: dict[int, tuple[Known, int, int]] = {}
         self._stale: dict[int, Known] = {}
-        self._order = drafting.guess.orders[0]
+        self._setting = drafting.guess.start
         self._roughness = 1.0
+        self._strayed = 0.0
         self.report = Report()
 
     def __getattr__(self, name: str) -> Any:
@@ -148,38 +150,36 @@ class SpeculativeModel:
         return self._deliver(prediction, x, call.sigma, arguments)
 
     def _from_window(self, n: int, x: Tensor) -> Tensor | None:
+        """The prediction of a draft of this question, carried to x, if there is one and it lies near enough.
+
+        Its deviation is how far that may be off, relative to the data, as far as one can know before evaluating at x:
+        RMS(x - x~) / s, which bounds it for Gaussian data, times the model's roughness: how much further than that the last
+        dropped draft was off in truth, which the evaluation in its place has shown.
+        """
         if n not in self._window:
             return None
         known, round_, slot = self._window.pop(n)
-        deviation = self.deviation(x, known)
+        carried, norm = carry_and_measure(self._how.space, self._how.carry, known, x)
+        distance = _rms(norm, x) / self._how.space.scale(known.sigma)
+        deviation = self._roughness * distance
         accepted = self._how.policy.accepts(deviation)
         self.report.rounds[round_][slot] = Evaluated(n, deviation, accepted)
         if not accepted:
             self._stale = {n: known, **{m: later for m, (later, _, _) in self._window.items()}}
+            self._strayed = distance
             self._window.clear()
             return None
-        return carry(self._how.space, self._how.carry, known, x)
-
-    def deviation(self, x: Tensor, draft: Known) -> float:
-        """How far a draft's prediction may be off at x, relative to the data, as far as one can know before evaluating there.
-
-        RMS(x - x~) / s, which bounds it for Gaussian data, times the model's roughness: how much further than that the last
-        dropped draft was off in truth, which the evaluation in its place has shown.
-        """
-        return self._roughness * self._distance(x, draft)
-
-    def _distance(self, x: Tensor, draft: Known) -> float:
-        return _rms(x - draft.x) / self._how.space.scale(draft.sigma)
+        return carried
 
     def _learn(self, known: list[Known], last: Known | None, dropped: Known | None, here: Known) -> None:
-        """What the predictions of a round say of the guesses before it: the best order, and the model's roughness."""
+        """What the predictions of a round say of the guesses before it: its best setting, and the model's roughness."""
         how = self._how
         if last is not None:
-            self._order = how.guess.best_order(how.space, known, last)
-        if dropped is not None:
-            off = _rms(here.prediction - carry(how.space, how.carry, dropped, here.x)) / how.space.sigma_data
-            distance = self._distance(here.x, dropped)
-            self._roughness = max(off / distance, LEAST_ROUGHNESS) if distance else self._roughness
+            self._setting = how.guess.hindsight(how.space, known, last)
+        if dropped is not None and self._strayed > 0:
+            error = here.prediction - carry(how.space, how.carry, dropped, here.x)
+            off = _rms(torch.linalg.vector_norm(error), error) / how.space.sigma_data
+            self._roughness = max(off / self._strayed, LEAST_ROUGHNESS)
 
     def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         width = min(self._how.policy.width(len(self.report.rounds), len(self.calls) - n), self.evaluate.capacity)
@@ -214,7 +214,7 @@ class SpeculativeModel:
             if m == n:
                 offset = state - x
             gain = calls[m].gain / calls[n].gain if calls[n].gain else 0.0
-            here = state - gain * offset
+            here = torch.sub(state, offset, alpha=gain)
             if m > n:
                 drafts.append(here)
                 if len(drafts) == count:
@@ -236,7 +236,7 @@ class SpeculativeModel:
         how = self._how
         if m in self._stale:
             return carry(how.space, how.carry, self._stale[m], x)
-        return how.guess(how.space, known, self._order, x, self.calls[m].sigma)
+        return how.guess(how.space, known, self._setting, x, self.calls[m].sigma)
 
     def _forget(self, n: int) -> None:
         """Keep the last HISTORY answers, and what lies between them and the first question of their step."""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every operation against float64: PyTorch always, Triton where its interpreter runs (see test_triton.py)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from dizzydiff.kernels.carry import carry
+from dizzydiff.kernels.dispatch import backend
+from dizzydiff.kernels.linear_combination import linear_combination
+
+BACKENDS = ["torch", *(["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else [])]
+SHAPES = [(1,), (41,), (401,), (1271,), (2, 3, 41), (1, 2, 3, 5, 401), (0,), (2, 0, 3)]
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""Largest error over the sum of the magnitudes of the terms: two roundings of the dtype."""
+
+every = pytest.mark.parametrize("by", BACKENDS)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_near(result: Tensor, exact: Tensor, magnitude: Tensor, dtype: torch.dtype) -> None:
+    assert result.dtype == dtype
+    assert result.shape == exact.shape
+    assert ((result.double() - exact).abs() <= TOLERANCES[dtype] * magnitude + 1e-12).all()
+
+
+@every
+@every_shape
+@every_dtype
+@pytest.mark.parametrize("weights", [[1.5], [1.0, -2.0], [0.3, -4.0, 1e-3, 7.0, -2.5, 0.0, 1.0, 1.0, -1.0, 0.5]], ids=len)
+def test_linear_combination_is_the_sum(by: str, shape: tuple[int, ...], dtype: torch.dtype, weights: list[float]) -> None:
+    tensors = [draw(shape, dtype, seed) for seed in range(len(weights))]
+    terms = [weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True)]
+    result = linear_combination(weights, tensors, by)  # type: ignore[arg-type]
+    assert_near(result, torch.stack(terms).sum(0), torch.stack(terms).abs().sum(0), dtype)
+
+
+@every
+@every_dtype
+def test_linear_combination_sums_in_fp32(by: str, dtype: torch.dtype) -> None:
+    """Half precision rounds 256 + 0.1 to 256: a sum kept in it would give 0."""
+    tensors = [torch.full([41], value, dtype=dtype) for value in (256.0, 0.09375, -256.0)]
+    assert (linear_combination([1.0, 1.0, 1.0], tensors, by) == 0.09375).all()  # type: ignore[arg-type]
+
+
+@every
+@every_dtype
+def test_operations_take_views(by: str, dtype: torch.dtype) -> None:
+    """Transposed, strided and broadcast inputs."""
+    square, wide = draw((41, 41), dtype, 0), draw((41, 82), dtype, 1)
+    row = draw((41,), dtype, 2)
+    result = linear_combination([1.0, 2.0, 3.0], [square.T, wide[:, ::2], row], by)  # type: ignore[arg-type]
+    terms = torch.stack([square.T.double(), 2 * wide[:, ::2].double(), 3 * row.double().expand(41, 41)])
+    assert_near(result, terms.sum(0), terms.abs().sum(0), dtype)
+    D = torch.stack([square.T, square])
+    carried, norm = carry(D, square.T, wide[:, ::2], 0.5, by)  # type: ignore[arg-type]
+    offset = wide[:, ::2].double() - square.T.double()
+    assert_near(carried, D.double() + 0.5 * offset, D.double().abs() + offset.abs(), dtype)
+    torch.testing.assert_close(norm.double(), offset.norm(), rtol=1e-5, atol=0)
+
+
+@every
+@every_shape
+@every_dtype
+@pytest.mark.parametrize("P", [1, 2])
+def test_carry_moves_predictions_and_measures_how_far(by: str, shape: tuple[int, ...], dtype: torch.dtype, P: int) -> None:
+    D, at, x = draw((P, *shape), dtype, 0), draw(shape, dtype, 1), draw(shape, dtype, 2)
+    carried, norm = carry(D, at, x, -0.7, by)  # type: ignore[arg-type]
+    offset = x.double() - at.double()
+    assert_near(carried, D.double() - 0.7 * offset, D.double().abs() + x.double().abs() + at.double().abs(), dtype)
+    assert norm.shape == ()
+    torch.testing.assert_close(norm.double(), offset.norm(), rtol=1e-5, atol=0)
+
+
+@every
+def test_carry_measures_what_half_precision_cannot_square(by: str) -> None:
+    """States at sigma 80 and above: their squares are beyond fp16's 65504."""
+    x = torch.full([401], 600.0, dtype=torch.float16)
+    norm = carry(x[None], torch.zeros_like(x), x, 1.0, by)[1]  # type: ignore[arg-type]
+    torch.testing.assert_close(norm, torch.tensor(600.0 * 401**0.5))
+
+
+@every
+def test_operations_give_the_same_bits_again(by: str) -> None:
+    D, at, x = (draw((1271,), torch.float32, seed) for seed in range(3))
+    assert torch.equal(linear_combination([1, 2, 3], [D, at, x], by), linear_combination([1, 2, 3], [D, at, x], by))  # type: ignore[arg-type]
+    again = [carry(D[None], at, x, 0.3, by) for _ in range(2)]  # type: ignore[arg-type]
+    assert all(torch.equal(one, other) for one, other in zip(*again, strict=True))
+
+
+def test_float64_stays_float64() -> None:
+    D, at, x = (draw((41,), torch.float64, seed) for seed in range(3))
+    torch.testing.assert_close(linear_combination([1, 2, 3], [D, at, x]), D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(carry(D[None], at, x, 0.3)[1], (x - at).norm(), rtol=1e-14, atol=0)
+
+
+def test_tensors_on_the_cpu_are_combined_by_torch() -> None:
+    assert backend("linear_combination", torch.ones(3)) == "torch"
