@@ -15,7 +15,7 @@ from .refine import loss, refine
 from .replay import FINE, Replay
 from .solvers import SOLVERS
 
-METHODS = ("refined", "density", "dynamic programming", "equal stability")
+METHODS = ("refined", "density", "dynamic programming", "curvature", "equal stability")
 MOST_REFINED = 40
 """Steps above which moving single points gains nothing that can be seen."""
 DP_LEVELS = 61
@@ -34,13 +34,14 @@ def make_grid(replay: Replay, steps: int, solver: str, others: Sequence[Tensor] 
     if steps < 1:
         raise BadSteps(f"steps is {steps}; expected at least 1.")
     makers: Mapping[str, Callable[[Replay, int, str], Tensor]] = {
-        "density": density_grid, "dynamic programming": dp_grid, "equal stability": equal_stability_grid}
+        "density": density_grid, "dynamic programming": dp_grid, "curvature": curvature_grid, "equal stability": equal_stability_grid}
     if method in makers:
         return makers[method](replay, steps, solver)
     own = density_grid(replay, steps, solver)
     if steps > MOST_REFINED:
         return own
-    starts = [own, dp_grid(replay, steps, solver), *(start for grid in others if (start := _usable(replay, grid, steps)) is not None)]
+    given = (start for grid in others if (start := _usable(replay, grid, steps)) is not None)
+    starts = [own, dp_grid(replay, steps, solver), curvature_grid(replay, steps), *given]
     losses = loss(replay, torch.stack(starts), solver)
     refined = torch.stack([refine(replay, starts[int(i)], solver) for i in losses.argsort()[:REFINED_STARTS]])
     return refined[int(loss(replay, refined, solver).argmin())]
@@ -62,6 +63,12 @@ def blend(grid: Tensor, base: Tensor, share: float) -> Tensor:
 def equal_stability_grid(replay: Replay, steps: int, solver: str = "euler") -> Tensor:
     """The paper's: equal integrals of the measured ||J||. For cutting a horizon into segments to distill, not for sampling."""
     return _end_in_zero(equal_parts(replay.sigmas, curves.velocity_norm(replay), steps))
+
+
+def curvature_grid(replay: Replay, steps: int, solver: str = "euler") -> Tensor:
+    """Density sqrt(||x''||) in sigma, of least error for Euler's steps where errors keep their size (arXiv 2605.11547)."""
+    bends = curves.curvature(replay)
+    return _end_in_zero(equal_parts(replay.sigmas, bends.clamp(min=curves.FLOOR * float(bends.max())).sqrt(), steps))
 
 
 def density_grid(replay: Replay, steps: int, solver: str) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from .replay import Replay
 WIDTH, PANEL, ROW, LEFT, RIGHT, TOP, FOOT = 1024, 250, 44, 150, 30, 40, 60
 INK, PALE = (30, 30, 30), (222, 222, 222)
 COLOURS = ((0, 90, 181), (220, 50, 32), (26, 133, 80), (140, 80, 160))
-TEXT = 18
+TEXT, TEXT_COLUMNS = 18, 96
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ def draw(replay: Replay, solver: str, grids: Mapping[str, Tensor]) -> Image.Imag
     for n, (title, lines) in enumerate(panels):
         _panel(pen, font, n * (TOP + PANEL) + TOP, title, replay.sigmas, lines, span)
     _rows(pen, font, len(panels) * (TOP + PANEL) + TOP, grids, span)
+    return image
+
+
+def draw_text(text: str) -> Image.Image:
+    """What is to be said where nothing can be drawn, as wide as a plot."""
+    lines = textwrap.wrap(text, TEXT_COLUMNS)
+    image = Image.new("RGB", (WIDTH, 2 * TOP + ROW * len(lines)), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
+    for row, line in enumerate(lines):
+        pen.text((TOP, TOP + ROW * (row + 0.5)), line, INK, font, anchor="lm")
     return image
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
@@ -93,19 +94,30 @@ def core_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
 
 
 def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profile:
-    """The profile of a model. As many probes are evaluated at once as the latent has rows, which the user's memory holds."""
+    """The profile of a model. As many probes are evaluated at once as the latent has rows, one where memory does not hold those.
+
+    Raises CannotMeasure where the model gives no profile, and torch.OutOfMemoryError where it does not hold one row.
+    """
     sampling = subject.sampling
     sigma_max, sigma_min = float(sampling.sigma_max), float(sampling.sigma_min)
     if not 0 < sigma_min < sigma_max < math.inf:
         raise CannotMeasure(f"The model's noise levels go from {sigma_min} to {sigma_max}; expected 0 < lowest < highest.")
     sigmas = level_sigmas(sigma_max, sigma_min, effort.levels, subject.flow)
-    batches = subject.noise(effort.probes).split(max(1, len(subject.latent["samples"])))
+    waiting = list(subject.noise(effort.probes).split(max(1, len(subject.latent["samples"]))))
     profiles: list[Profile] = []
-    for noise in batches:
-        def told(made: int, of: int, done: int = len(profiles)) -> None:
-            progress(done * of + made, len(batches) * of)
+    while waiting:
+        noise = waiting.pop(0)
 
-        profiles.append(_measure_batch(subject, noise, sigmas, effort.directions, told))
+        def told(made: int, of: int, rows: int = len(noise), before: int = sum(profile.calls for profile in profiles)) -> None:
+            progress(before + made * rows, of * effort.probes)
+
+        try:
+            profiles.append(_measure_batch(subject, noise, sigmas, effort.directions, told))
+        except torch.OutOfMemoryError:
+            if len(noise) == 1:
+                raise
+            comfy.model_management.soft_empty_cache()
+            waiting = [*noise.split(1), *(row for batch in waiting for row in batch.split(1))]
     return join(profiles)
 
 
@@ -125,7 +137,11 @@ def _measure_batch(subject: Subject, noise: Tensor, sigmas: Tensor, directions: 
 
 
 def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
-    """From the store, or measured now and stored; without a replay where the model cannot be measured. Interruptions pass through."""
+    """From the store, or measured now and stored; without a replay where the model cannot be measured.
+
+    Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled either: ComfyUI says
+    so, and frees what it can.
+    """
     try:
         key = key_of(subject, effort)
         profile = store.load(key)
@@ -133,6 +149,8 @@ def measured_once(subject: Subject, effort: Effort, store: Store, progress: Prog
             profile = measure_model(subject, effort, progress)
             store.save(key, profile)
         return Measured(subject.sampling, replay(profile))
+    except torch.OutOfMemoryError:
+        raise
     except (CannotMeasure, RuntimeError) as error:
         return Measured(subject.sampling, None, str(error))
 

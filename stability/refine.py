@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .replay import Replay
-from .solvers import solve
+from .solvers import SOLVERS, solve
 
 ROUNDS = 30
 DAMPINGS = torch.logspace(-4, 3, 8, dtype=torch.float64)
@@ -15,12 +15,14 @@ NUDGE = 1e-4
 """Of a logit, for differences."""
 SMALLEST_GAP = 1e-4
 """In c: of points so near to one another that a step between them does nothing."""
+IMAGE = 2.5**0.5
+"""How much more the image's deviation weighs than one state's."""
 FLAT = 1e-4
 """Relative gain in a round below which it is the last."""
 
 
 def deviations(replay: Replay, grids: Tensor, solver: str) -> Tensor:
-    """How far a solver strays on grids [G, N + 1]: [G, Q], signed, of every state it asks the model about and of the image.
+    """How far a solver strays on grids [G, N + 1]: [G, Q, P, r], signed, of every state it asks the model about and of the image.
 
     The image alone would not do: an error on the way that later shrinks has, in other trajectories, tipped the image into
     another mode, which the few probes seldom show.
@@ -32,12 +34,25 @@ def deviations(replay: Replay, grids: Tensor, solver: str) -> Tensor:
         return replay(x, sigma)
 
     image = solve(solver, model, replay.states[:1], grids) - replay.end
-    return torch.cat([*strayed, image / replay.widths[-1]], dim=-1).flatten(1)
+    return torch.stack([*strayed, IMAGE * image / replay.widths[-1]], dim=1)
 
 
 def loss(replay: Replay, grids: Tensor, solver: str) -> Tensor:
-    """[G]: the sum of squares of :func:`deviations`; infinite for a grid that explodes."""
-    return deviations(replay, grids, solver).square().sum(1).nan_to_num(nan=torch.inf)
+    """[G]: the mean over probes of the length of :func:`deviations`, and the solver's price of unevenness; infinite where one explodes.
+
+    Not the square of the length: that would be the square of the one probe on a border between modes, where what is linear explodes.
+    """
+    lengths = _lengths(deviations(replay, grids, solver)).mean(-1)
+    bends = _bends(_gaps(replay, grids).log())
+    return (lengths + SOLVERS[solver].evenness * bends.square().sum(-1)).nan_to_num(nan=torch.inf)
+
+
+def _lengths(e: Tensor) -> Tensor:
+    return e.square().sum((1, 3)).sqrt().clamp(min=1e-9)
+
+
+def _bends(theta: Tensor) -> Tensor:
+    return theta.diff(dim=-1).diff(dim=-1)
 
 
 def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
@@ -48,11 +63,11 @@ def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
     n = len(grid) - 1
     if n < 2:
         return grid.double()
-    theta = _gaps(replay, grid).log()
+    theta = _gaps(replay, grid[None])[0].log()
     best = loss(replay, _grids(replay, theta[None]), solver)[0]
     eye = torch.eye(n, dtype=torch.float64)
     for _ in range(ROUNDS):
-        e = deviations(replay, _grids(replay, torch.cat([theta[None], theta + NUDGE * eye])), solver)
+        e = _residuals(replay, torch.cat([theta[None], theta + NUDGE * eye]), solver)
         J = (e[1:] - e[0]) / NUDGE
         A = J @ J.T
         damped = A + DAMPINGS[:, None, None] * A.diagonal().mean().clamp(min=1e-300) * eye
@@ -66,11 +81,19 @@ def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
     return refined if best < loss(replay, grid.double()[None], solver)[0] else grid.double()
 
 
-def _gaps(replay: Replay, grid: Tensor) -> Tensor:
-    """Gaps in c between the N points and down to the last measured level: [N], summing to 1."""
-    c = replay.c_of(grid[:-1])
-    gaps = torch.cat([c.diff(), 1 - c[-1:]]).clamp(min=SMALLEST_GAP)
-    return gaps / gaps.sum()
+def _residuals(replay: Replay, theta: Tensor, solver: str) -> Tensor:
+    """Of logits [G, N]: [G, M], half of whose sum of squares has the gradient of :func:`loss` at the first of them."""
+    e = deviations(replay, _grids(replay, theta), solver)
+    weights = 1 / (e.shape[2] * _lengths(e[:1]))
+    bends = (2 * SOLVERS[solver].evenness) ** 0.5 * _bends(theta)
+    return torch.cat([(e * weights.sqrt()[:, None, :, None]).flatten(1), bends], dim=1)
+
+
+def _gaps(replay: Replay, grids: Tensor) -> Tensor:
+    """Gaps in c between the N points and down to the last measured level: [G, N], each grid's summing to 1."""
+    c = replay.c_of(grids[:, :-1])
+    gaps = torch.cat([c.diff(dim=-1), 1 - c[:, -1:]], dim=-1).clamp(min=SMALLEST_GAP)
+    return gaps / gaps.sum(-1, keepdim=True)
 
 
 def _grids(replay: Replay, theta: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ their errors contain local errors and their measured amplification, as they do i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -73,7 +73,8 @@ def replay(profile: Profile) -> Replay:
     """Tables of a profile: cubic splines through D and v = (x - D) / sigma, straight lines between the dD/dx.
 
     A sampler's state that is off by less than width = sqrt((alpha R)^2 + sigma^2), R the RMS length of images, still belongs to
-    some image.
+    some image. The measured states contain the errors of the steps between levels, above all of the first, which would count as
+    right; so the tables follow the solution of what was measured, which is free of them.
     """
     levels = coordinate(profile.sigmas, profile.flow)
     c = ((levels - levels[0]) / (levels[-1] - levels[0])).numpy()
@@ -88,7 +89,19 @@ def replay(profile: Profile) -> Replay:
     responses = torch.einsum("fl,plij->fpij", lines, profile.responses)
     signal = 1 - sigmas if profile.flow else torch.ones_like(sigmas)
     widths = torch.hypot(signal * profile.image_length, sigmas)
-    tables = Replay(sigmas, states, denoised, responses, widths, states[-1])
-    every_level = torch.cat([sigmas, sigmas.new_zeros(1)])[None]
-    end = solve("dpmpp_2m", tables, states[:1], every_level)[0]
-    return Replay(sigmas, states, denoised, responses, widths, end)
+    return _along_its_solution(Replay(sigmas, states, denoised, responses, widths, states[-1]))
+
+
+def _along_its_solution(tables: Replay) -> Replay:
+    """The same D(x, sigma), tabled along the trajectories that it has itself."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        D = tables(x, sigma)
+        seen.append((x[0], D[0]))
+        return D
+
+    every_level = torch.cat([tables.sigmas, tables.sigmas.new_zeros(1)])[None]
+    end = solve("dpmpp_2m", model, tables.states[:1], every_level)[0]
+    states, denoised = (torch.stack(table) for table in zip(*seen, strict=True))
+    return replace(tables, states=states, denoised=denoised, end=end)

@@ -7,15 +7,17 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .profile import Profile
 
-VERSION = "1"
+VERSION = "2"
 """Of what a file holds and of how it is measured: files of another version are measured anew."""
 TENSORS = ("sigmas", "states", "denoised", "responses")
 
@@ -41,6 +43,8 @@ class Store:
                     logging.warning("%s was written by another version of DizzyDiff; the model is measured anew.", path)
                     return None
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
+                if metadata["digest"] != _digest(tensors):
+                    raise ValueError("it does not hold what was written")
                 return Profile(**tensors, **json.loads(metadata["scalars"]))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             logging.warning("%s cannot be read (%s); the model is measured anew.", path, error)
@@ -51,10 +55,15 @@ class Store:
         path = self.path(key)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
         scalars = json.dumps({"flow": profile.flow, "calls": profile.calls})
+        tensors = {name: getattr(profile, name).contiguous() for name in TENSORS}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: getattr(profile, name).contiguous() for name in TENSORS}, unfinished,
-                      {"version": VERSION, "key": key, "scalars": scalars})
+            save_file(tensors, unfinished, {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors)})
             unfinished.replace(path)
         except (OSError, SafetensorError) as error:
             logging.warning("%s cannot be written (%s); the model will be measured again next time.", path, error)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of the numbers, which the file format itself does not check."""
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in TENSORS)).hexdigest()
