@@ -22,7 +22,7 @@ SEED = 20260
 PICTURES = 160_000
 DECODER = train.Schedule(updates=12_000, decay=4_000, batch=8, rate=7e-4)
 TEACHER = train.Schedule(updates=22_000, decay=5_000, batch=32)
-STUDENT = train.Schedule(updates=2_000, decay=700, batch=32, rate=5e-4)
+STUDENT = train.Schedule(updates=6_000, decay=1_800, batch=32, rate=5e-4)
 STEPS = 50
 SCALES = (1, 2, 4, 8)
 

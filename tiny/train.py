@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..students.distill import objective
 from ..students.guidance import GuidanceInput, guidance_embedding
 from .optimiser import Muon
 
@@ -201,10 +202,10 @@ def train_student(
     schedule: Schedule,
     seed: int,
 ) -> nn.Module:
-    """Stage one of Meng et al. 2023: min E || v_student(z_t, c, w) - ((1 + w) v(z_t, c) - w v(z_t)) ||^2, w uniform.
+    """Stage one of Meng et al. 2023: min E (1 + w)^-1 || v_student(z_t, c, w) - ((1 + w) v(z_t, c) - w v(z_t)) ||^2, w uniform.
 
-    Equation 3 there is for predictions of x; the guided prediction is linear, so the same weights hold for v. ``student``
-    starts as the teacher's copy with a guidance projection of zeros; the text encoder stays the teacher's.
+    Equation 3 there is for predictions of x; the guided prediction is linear, so the same weights hold for v. ``student`` starts
+    as the teacher's copy with a guidance projection of zeros; the text encoder stays the teacher's.
     """
     run = Run(student, folder, schedule)
     low, high = guided.scale_range or (1.0, 1.0)
@@ -214,15 +215,15 @@ def train_student(
         z, t, _ = diffusion.noised(x, generator)
         g = low + (high - low) * torch.rand(len(x), generator=generator)
         milliweights = guided.milliweights(g)
-        w = milliweights[:, None, None, None] / 1000
+        w = milliweights / 1000
         with torch.no_grad():
             context = teacher.text_encoder(tokens).last_hidden_state
             empty = teacher.text_encoder(pictures.empty[None]).last_hidden_state
             both = torch.cat([context, empty.expand_as(context)])
             conditional, unconditional = teacher.unet(torch.cat([z, z]), torch.cat([t, t]), both, return_dict=False)[0].chunk(2)
-            target = (1 + w) * conditional - w * unconditional
+            target = objective.guided(conditional, unconditional, w)
         embedding = guidance_embedding(milliweights, guided)
-        return nn.functional.mse_loss(student(z, t, context, timestep_cond=embedding, return_dict=False)[0], target)
+        return objective.velocity_loss(student(z, t, context, timestep_cond=embedding, return_dict=False)[0] - target, w)
 
     run.train(loss, seed)
     return run.average
