@@ -45,5 +45,13 @@ class UnsupportedModel(StudentError):
     """A known kind of network or setting that ComfyUI's own classes cannot run."""
 
 
+class NeedsTeacher(StudentError):
+    """The file is an adapter, which is a student only together with its teacher."""
+
+
+class BadSigmas(StudentError):
+    """Noise levels that the sampler cannot follow."""
+
+
 class BadScales(StudentError):
     """A list of guidance scales cannot be read."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from tqdm.auto import trange
 
+from .errors import BadSigmas
+
 Model = Callable[..., torch.Tensor]
 NoiseSampler = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -45,7 +47,11 @@ def sample_student(model: Model, x: torch.Tensor, sigmas: torch.Tensor, extra_ar
 
     x: [B, ...] at sigmas[0]; sigmas: [N + 1], falling. eta 1 is the paper's stochastic sampler, eta 0 the deterministic
     (DDIM) one; between, sigma_k lies that part of the way from sigma_s. signal(sigma) is alpha of the forward process.
+    Rising sigmas at eta 0 are the encoder run: from a picture to the noise it could have come from. Raises BadSigmas at eta > 0.
     """
+    if eta > 0.0 and bool((sigmas[1:] > sigmas[:-1]).any()):
+        raise BadSigmas(f"Sigmas that rise, from {sigmas[0]:g} to {sigmas[-1]:g}, with eta {eta:g}. Noise is only added on the way down: "
+                        "expected eta 0 for encoding a picture.")
     extra_args = extra_args or {}
     rows = x.new_ones([x.shape[0]])
     steps = len(sigmas) - 1

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Students distilled from the embedded teacher: prediction error and prompt accuracy over g (stage one), accuracy over steps and g
+(stage two), the cost of a picture, and the speed of training beside a plain diffusers LoRA loop. Accuracy is the reader's, percent."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY, LATENT = ROOT / "tiny", (4, 12, 12)
+SCALES = (1, 2, 4, 8)
+SEED = 51
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is trained and judged."""
+
+    updates: int
+    step_updates: int
+    batch: int
+    rate: float
+    steps: int
+    captions: int
+    prompts: int
+    loop_updates: int
+
+
+QUICK = Effort(updates=150, step_updates=30, batch=8, rate=3e-3, steps=2, captions=24, prompts=300, loop_updates=4)
+FULL = Effort(updates=2000, step_updates=600, batch=32, rate=2e-3, steps=1, captions=500, prompts=4000, loop_updates=40)
+
+
+class Subject:
+    """The embedded teacher, its captions and its reader."""
+
+    def __init__(self, effort: Effort) -> None:
+        from ..students.loader import Source, load_unet
+        from ..students.pipeline import load_clip, load_vae
+        from ..tiny.evaluate import test_captions
+
+        self.teacher = load_unet(Source(TINY / "teacher", "tiny/teacher"))
+        self.clip, self.vae = load_clip(TINY, []), load_vae(TINY)
+        self.prompts = [str(caption) for caption in test_captions(SEED, effort.prompts, (1, 2))]
+        self.captions = test_captions(SEED + 1, effort.captions, (1, 2))
+        self.noise = torch.randn(effort.captions, *LATENT, generator=torch.Generator().manual_seed(SEED))
+        self.context = torch.cat([self.encode(str(caption))[0][0] for caption in self.captions])
+
+    def encode(self, text: str) -> list:
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def sampled(self, model: Any, g: float, cfg: float, steps: int, rows: slice = slice(None)) -> Tensor:
+        """Latents by euler and core's simple sigmas."""
+        import comfy.sample
+        import comfy.samplers
+
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+        noise = self.noise[rows]
+        return comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.sampler_object("euler"), sigmas,
+                                          [[self.context[rows], {"guidance": g}]], self.encode(""), torch.zeros_like(noise),
+                                          disable_pbar=True, seed=SEED)
+
+    def accuracy(self, latents: Tensor) -> float:
+        from ..tiny import reader
+
+        pixels = self.vae.decode(latents).mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+        return 100 * reader.accuracy(self.captions, [Image.fromarray(picture.numpy()) for picture in pixels])
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "picture" and "training"."""
+    from ..devtools.inprocess import enter_comfyui
+
+    enter_comfyui(ROOT)
+    effort = QUICK if quick else FULL
+    subject = Subject(effort)
+    students, seconds = trained(subject, effort)
+    return [*stage_one(subject, students[0], quick), *stage_two(subject, students), picture(subject, students[0]),
+            training_speed(effort, seconds)]
+
+
+def trained(subject: Subject, effort: Effort) -> tuple[list[Any], float]:
+    """The student MODEL at the end of every stage, and the mean seconds of an update of stage one."""
+    from ..students.distill import native
+    from ..students.distill.run import Job, Running, distil
+    from ..students.distill.training import Plan, Progress
+
+    adapters: list[Any] = []
+    times = [time.perf_counter()]
+
+    def keep(running: Running, progress: Progress) -> None:
+        times.append(time.perf_counter())
+        if progress.update == running.training.stages[progress.stage].updates:
+            adapters.append(running.adapter())
+
+    plan = Plan(effort.updates, (1.0, 8.0), effort.batch, effort.rate, SEED, steps=effort.steps, step_updates=effort.step_updates)
+    with tempfile.TemporaryDirectory() as folder:
+        distil(Job(subject.teacher, "tiny/teacher", subject.prompts, subject.encode, LATENT, plan, Path(folder) / "student.safetensors",
+                   checkpointing=False), keep)
+    seconds = (times[effort.updates] - times[1]) / (effort.updates - 1)
+    return [native.student_of(subject.teacher, each, "student") for each in adapters], seconds
+
+
+def stage_one(subject: Subject, student: Any, quick: bool) -> list[dict[str, Any]]:
+    """Relative error of D along the teacher's 50-step trajectories, and accuracy. 0 % error at g = 1 would be the teacher itself."""
+    rows = []
+    for g in SCALES:
+        guided = subject.sampled(subject.teacher, g, g, 50)
+        rows.append({"kind": "stage one", "g": g, "steps": 50, "relative_error": prediction_error(subject, student, g),
+                     "untrained_error": prediction_error(subject, subject.teacher, g), "teacher": subject.accuracy(guided),
+                     "student": subject.accuracy(subject.sampled(student, g, 1.0, 50))})
+    return rows
+
+
+def prediction_error(subject: Subject, student: Any, g: float) -> float:
+    """RMS(D_student - D_teacher) / RMS(D_teacher), mean over ten noise levels of the teacher's trajectory, at most 32 rows."""
+    import comfy.sample
+    import comfy.samplers
+
+    rows = slice(0, 32)
+    noise, context, empty = subject.noise[rows], subject.context[rows], subject.encode("")
+    sigmas = comfy.samplers.calculate_sigmas(subject.teacher.get_model_object("model_sampling"), "simple", 50)
+    visited: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def sample(model: Any, cfg: float, function: Any, sigmas: Tensor, options: dict) -> Tensor:
+        return comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.KSAMPLER(function), sigmas, [[context, options]], empty,
+                                          torch.zeros_like(noise), disable_pbar=True, seed=SEED)
+
+    def walk(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
+        for i, (sigma, below) in enumerate(itertools.pairwise(sigmas)):
+            denoised = model(x, sigma.expand(len(x)), **extra_args)
+            if i % 5 == 0:
+                visited.append((x, sigma, denoised))
+            x = denoised + below / sigma * (x - denoised)
+        return x
+
+    errors: list[float] = []
+
+    def compare(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
+        for state, sigma, target in visited:
+            difference = model(state, sigma.expand(len(state)), **extra_args) - target
+            errors.append((difference.square().mean() / target.square().mean()).sqrt().item())
+        return x
+
+    sample(subject.teacher, g, walk, sigmas, {})
+    sample(student, 1.0, compare, sigmas[:2], {"guidance": g})
+    return sum(errors) / len(errors)
+
+
+def stage_two(subject: Subject, students: list[Any]) -> list[dict[str, Any]]:
+    """As the paper's table: accuracy over steps and g, beside the teacher with as many steps."""
+    rows = []
+    for i, student in enumerate(students[1:]):
+        steps = 8 >> i
+        for g in SCALES:
+            rows.append({"kind": "stage two", "g": g, "steps": steps,
+                         "teacher": subject.accuracy(subject.sampled(subject.teacher, g, g, steps)),
+                         "student": subject.accuracy(subject.sampled(student, g, 1.0, steps))})
+    return rows
+
+
+def picture(subject: Subject, student: Any) -> dict[str, Any]:
+    """Seconds of four pictures: 4 steps with one pass, and the teacher's 50 with two; the second run of each."""
+    def seconds(model: Any, cfg: float, steps: int) -> float:
+        for _ in range(2):
+            started = time.perf_counter()
+            subject.sampled(model, 4.0, cfg, steps, slice(0, 4))
+        return time.perf_counter() - started
+
+    teacher, fast = seconds(subject.teacher, 4.0, 50), seconds(student, 1.0, 4)
+    return {"kind": "picture", "teacher_s": teacher, "student_s": fast, "share": fast / teacher}
+
+
+def training_speed(effort: Effort, seconds: float) -> dict[str, Any]:
+    """Mean seconds of an update, the making of states included, beside a hand-written loop on diffusers' UNet in the same run.
+
+    The loop does the least that stage one can: two passes of the teacher, one of the student, LoRA on every linear layer and
+    convolution, AdamW, and random states that cost nothing.
+    """
+    from diffusers import UNet2DConditionModel
+
+    from ..tiny.networks import student_of
+
+    teacher = UNet2DConditionModel.from_pretrained(TINY / "teacher", torch_dtype=torch.float32).requires_grad_(False)
+    student = student_of(teacher).requires_grad_(False)
+    parameters = plain_lora(student, 16)
+    optimiser = torch.optim.AdamW(parameters, 1e-3)
+    times = []
+    for _ in range(effort.loop_updates + 1):
+        started = time.perf_counter()
+        x, t = torch.randn(effort.batch, *LATENT), torch.randint(1000, (effort.batch,))
+        context = torch.randn(effort.batch, 77, 64)
+        with torch.no_grad():
+            both = teacher(torch.cat([x, x]), torch.cat([t, t]), torch.cat([context, torch.zeros_like(context)]), return_dict=False)[0]
+            conditional, unconditional = both.chunk(2)
+        answer = student(x, t, context, timestep_cond=torch.randn(effort.batch, 256), return_dict=False)[0]
+        (answer - (4 * conditional - 3 * unconditional)).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        times.append(time.perf_counter() - started)
+    loop = sum(times[1:]) / effort.loop_updates
+    return {"kind": "training", "batch": effort.batch, "update_s": seconds, "diffusers_loop_s": loop, "speed": loop / seconds}
+
+
+def plain_lora(network: torch.nn.Module, rank: int) -> list[torch.nn.Parameter]:
+    """LoRA on every linear layer and convolution by forward hooks."""
+    parameters: list[torch.nn.Parameter] = []
+    for module in list(network.modules()):
+        if isinstance(module, torch.nn.Linear):
+            pair: tuple[torch.nn.Module, torch.nn.Module] = (
+                torch.nn.Linear(module.in_features, rank, bias=False), torch.nn.Linear(rank, module.out_features, bias=False))
+        elif isinstance(module, torch.nn.Conv2d):
+            down: Any = {"kernel_size": module.kernel_size, "stride": module.stride, "padding": module.padding, "bias": False}
+            pair = (torch.nn.Conv2d(module.in_channels, rank, **down), torch.nn.Conv2d(rank, module.out_channels, 1, bias=False))
+        else:
+            continue
+        torch.nn.init.zeros_(pair[1].weight)  # type: ignore[arg-type]
+        module.register_forward_hook(lambda _, inputs, output, pair=pair: output + pair[1](pair[0](inputs[0])))
+        parameters += [*pair[0].parameters(), *pair[1].parameters()]
+    return parameters
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Accuracy, percent, in Markdown."""
+    one = [row for row in rows if row["kind"] == "stage one"]
+    two = [row for row in rows if row["kind"] == "stage two"]
+    lines = ["| g | error of D | before training | teacher, 50 steps | student, 50 steps |", "|---|---|---|---|---|"]
+    lines += [f"| {r['g']} | {100 * r['relative_error']:.1f} % | {100 * r['untrained_error']:.1f} % "
+              f"| {r['teacher']:.0f} | {r['student']:.0f} |" for r in one]
+    lines += ["", "| steps | " + " | ".join(f"g = {g}" for g in SCALES) + " |", "|---" * (1 + len(SCALES)) + "|"]
+    for steps in sorted({row["steps"] for row in two}, reverse=True):
+        cells = [f"{r['student']:.0f} (teacher {r['teacher']:.0f})" for r in two if r["steps"] == steps]
+        lines.append(f"| {steps} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be wrong with a distillation: one type a mistake."""
+
+from ..errors import StudentError
+
+
+class BadPlan(StudentError):
+    """The settings contradict each other: a reversed guidance range, steps that cannot be halved, no updates."""
+
+
+class NoPrompts(StudentError):
+    """There is no prompt to learn from."""
+
+
+class NoUnconditional(StudentError):
+    """The teacher cannot be guided: it answers the same with and without the prompt, or takes guidance as an input."""
+
+
+class UnsupportedTeacher(StudentError):
+    """A network without a time embedding that guidance could join."""
+
+
+class NotEnoughMemory(StudentError):
+    """Training needs more memory than there is."""
+
+
+class Diverged(StudentError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+class CannotSave(StudentError):
+    """The file cannot be written; what stood there before is untouched."""
+
+
+class OtherTraining(StudentError):
+    """A file of this name comes from other settings or another teacher."""
+
+
+class WrongTeacher(StudentError):
+    """An adapter meets a model that it was not made from."""
+
+
+class NotAnAdapter(StudentError):
+    """The file is a student of its own: there is nothing for a teacher to do."""

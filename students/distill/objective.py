@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What students learn, in predictions of the denoised latent D(x, sigma); sections and equations of Meng et al. 2023."""
+
+import torch
+from torch import Tensor
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """[B] as [B, 1, ...] to go with [B, ...]."""
+    return values.reshape(-1, *[1] * (like.ndim - 1)).to(like)
+
+
+def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
+    """The teacher's guided prediction (1 + w) D(x, c) - w D(x): section 3.1. w: [B]."""
+    w = per_row(w, conditional)
+    return (1 + w) * conditional - w * unconditional
+
+
+def one_step_for_many(x: Tensor, sigma: Tensor, x_end: Tensor, sigma_end: Tensor) -> Tensor:
+    """The D whose one deterministic step leads from x at sigma to x'' at sigma'': section 3.2 and algorithm 2.
+
+    x'' = D + (sigma'' / sigma)(x - D), solved for D. x'' is where several steps of the previous student led. In x = x0 + sigma eps
+    and, for flow models, in x = (1 - sigma) x0 + sigma eps. sigma, sigma_end: [B], sigma > sigma_end.
+    """
+    sigma, sigma_end = per_row(sigma, x), per_row(sigma_end, x)
+    return x - sigma * (x - x_end) / (sigma - sigma_end)
+
+
+def loss(denoised: Tensor, target: Tensor, sigma: Tensor, w: Tensor, flow: bool) -> Tensor:
+    """``velocity_loss`` of two denoised predictions: omega(sigma) ||D - D_target||^2, omega = 1 / sigma^2, plus 1 unless ``flow``.
+
+    That is the paper's SNR + 1 weighting for diffusion models.
+    """
+    omega = 1 / sigma.square() + (0 if flow else 1)
+    return velocity_loss(per_row(omega.sqrt(), denoised) * (denoised - target), w)
+
+
+def velocity_loss(error: Tensor, w: Tensor) -> Tensor:
+    """Mean of ||v - v_target||^2 / (1 + w): equation 3, weighed. error: [B, ...], w: [B].
+
+    The error of a guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the finest pictures, would count least.
+    """
+    return (error.square() / per_row(1 + w, error)).mean()
+
+
+def euler_step(x: Tensor, denoised: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
+    """x' = D + (sigma' / sigma)(x - D), each row from its own sigma to its own sigma': [B] both."""
+    return denoised + per_row(target / sigma, x) * (x - denoised)
+
+
+def uniform(low: float, high: float, rows: int, generator: torch.Generator) -> Tensor:
+    """[rows] in float64."""
+    return low + (high - low) * torch.rand(rows, generator=generator, dtype=torch.float64)

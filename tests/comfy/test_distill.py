@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Distilling a MODEL: the adapter starts as the teacher, is trained alone, is saved whole, and comes back as a native MODEL."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models
+import pytest
+import torch
+from comfy.model_base import BaseModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from dizzydiff.nodes.students import LoadStudent
+from dizzydiff.students.distill import adapter, native, objective, run
+from dizzydiff.students.distill.errors import (
+    BadPlan,
+    CannotSave,
+    Diverged,
+    NoPrompts,
+    NotEnoughMemory,
+    NoUnconditional,
+    OtherTraining,
+    WrongTeacher,
+)
+from dizzydiff.students.distill.merged import write_folder
+from dizzydiff.students.distill.run import Job, distil
+from dizzydiff.students.distill.training import Plan
+from dizzydiff.students.errors import NeedsTeacher
+from dizzydiff.students.loader import Source, load_student, load_unet
+
+from .networks import save_file_student, save_pipeline, unet
+
+PLAN = Plan(updates=6, scales=(1.0, 8.0), batch=2, rank=2, steps=2, first_steps=4, step_updates=3)
+PROMPTS = ["red", "green", "blue"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def encode(width: int, pooled: int = 8) -> Any:
+    """Texts as random CONDITIONING, the same for the same text."""
+    def conditioning(text: str) -> list:
+        generator = torch.Generator().manual_seed(sum(text.encode()))
+        return [[4 * torch.randn(1, 7, width, generator=generator), {"pooled_output": torch.randn(1, pooled, generator=generator)}]]
+
+    return conditioning
+
+
+def flux() -> Any:
+    """Core's Flux without a guidance input, small, with random weights."""
+    config = {"image_model": "flux", "in_channels": 4, "out_channels": 4, "vec_in_dim": 8, "context_in_dim": 16, "hidden_size": 48,
+              "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8], "theta": 10000,
+              "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "txt_ids_dims": []}
+    torch.manual_seed(0)
+    model_config = comfy.supported_models.FluxSchnell(config)
+    model_config.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.Flux(model_config, device=torch.device("cpu"))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("distill"))
+
+
+@pytest.fixture
+def job(folder: Path, tmp_path: Path) -> Job:
+    return Job(load_unet(Source(folder / "teacher", "teacher")), "teacher", PROMPTS, encode(64), (4, 8, 8), PLAN,
+               tmp_path / "student.safetensors", checkpointing=False)
+
+
+def teacher_of(kind: str, tmp_path: Path) -> tuple[Any, Any]:
+    """(MODEL, encode) of a kind of teacher."""
+    if kind == "flux":
+        return flux(), encode(16)
+    if kind == "sdxl":
+        return load_unet(Source(save_file_student(unet("sdxl", None), tmp_path / "sdxl.safetensors"), kind)), encode(48, 1280)
+    return load_unet(Source(save_pipeline(tmp_path / kind, scheduler=kind) / "teacher", kind)), encode(64)
+
+
+def denoised(model: Any, conditioning: list, sigma: float, **values: Any) -> torch.Tensor:
+    """One prediction through core's sampling, at CFG 1."""
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    positive = [[conditioning[0][0], {**conditioning[0][1], **values}]]
+    answer: list[torch.Tensor] = []
+
+    def ask(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any, disable: bool) -> torch.Tensor:
+        answer.append(inner(noise * sigma, sigma * torch.ones(2), **extra_args))
+        return x
+
+    comfy.sample.sample_custom(model, noise, 1.0, comfy.samplers.KSAMPLER(ask), torch.tensor([sigma, 0.0]), positive, positive,
+                               torch.zeros_like(noise), disable_pbar=True)
+    return answer[0]
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "sdxl", "flux"])
+def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to_the_guided_teacher(kind: str, tmp_path: Path) -> None:
+    teacher, encoder = teacher_of(kind, tmp_path)
+    distilled = native.Distilled(native.trainable(teacher), map(encoder, PROMPTS), encoder(""), (4, 8, 8),
+                                 native.GuidanceInput(256, 1.0, (1.0, 8.0)), 2, 0)
+    world = distilled.world((1.0, 8.0))
+    x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((3,), world.level(0.5))
+    prompt, g = torch.arange(3), torch.tensor([1.0, 4.0, 8.0])
+    conditional, unconditional = distilled.teacher(x, sigma, prompt)
+    target = objective.guided(conditional, unconditional, g - 1)
+
+    def loss() -> torch.Tensor:
+        return objective.loss(distilled.student(x, sigma, prompt, g), target, sigma, g - 1, world.flow)
+
+    with torch.no_grad():
+        torch.testing.assert_close(distilled.student(x, sigma, prompt, g), conditional, rtol=1e-5, atol=1e-5)
+    gradients = {}
+    for checkpointing in (False, True) if kind == "v" else (False,):
+        with distilled.training(checkpointing):
+            before = loss()
+            before.backward()
+        gradients[checkpointing] = {name: p.grad.clone() for name, p in distilled.parameters.items() if p.grad is not None}
+        for parameter in distilled.parameters.values():
+            parameter.grad = None
+    for name, gradient in gradients.get(True, {}).items():
+        torch.testing.assert_close(gradient, gradients[False][name], rtol=1e-3, atol=1e-5)
+    slope = sum(float(gradient.square().sum()) for gradient in gradients[False].values())
+    step = 0.01 * before.item() / slope
+    with torch.no_grad():
+        for name, gradient in gradients[False].items():
+            distilled.parameters[name].sub_(step * gradient)
+        assert 0.5 < (before.item() - loss().item()) / (step * slope) < 1.5, "the loss falls as fast as its gradient says"
+
+
+@pytest.mark.parametrize("kind", ["eps", "flux"])
+def test_a_student_is_a_native_model_with_a_guidance_for_each_row(kind: str, tmp_path: Path) -> None:
+    teacher, encoder = teacher_of(kind, tmp_path)
+    plan = dataclasses.replace(PLAN, updates=3, steps=0, rate=0.1)
+    result = distil(Job(teacher, kind, PROMPTS, encoder, (4, 8, 8), plan, tmp_path / "s.safetensors", checkpointing=False))
+    student = native.student_of(teacher, result.adapter, kind)
+    answers = {g: denoised(student, encoder("red"), 0.7, guidance=g) for g in (1.0, 8.0)}
+    assert (answers[8.0] - answers[1.0]).abs().max() > 1e-3 * answers[1.0].abs().max()
+    both = denoised(student, encoder("red"), 0.7, guidance=[1.0, 8.0])
+    torch.testing.assert_close(both, torch.cat([answers[1.0][:1], answers[8.0][1:]]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_file_gives_the_student_that_was_trained(job: Job) -> None:
+    """Core's merged LoRA patches answer as the bypass layers of the training did."""
+    seen: dict[float, torch.Tensor] = {}
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+
+    def look(running: run.Running, progress: Any) -> None:
+        if len(progress.losses) == running.training.total:
+            with torch.no_grad():
+                seen[5.0] = running.distilled.student(noise * 2.0, torch.full((2,), 2.0), torch.zeros(2).long(), torch.full((2,), 5.0))
+
+    distil(job, look)
+    student = native.load_student(job.path, "student", job.teacher)
+    torch.testing.assert_close(denoised(student, encode(64)("red"), 2.0, guidance=5.0), seen[5.0], rtol=1e-4, atol=1e-4)
+    teacher = denoised(job.teacher, encode(64)("red"), 2.0)
+    assert (teacher - seen[5.0]).abs().max() > 1e-3, "the student is not its teacher"
+
+
+@pytest.mark.parametrize("stop_after", [2, 8])
+def test_an_interrupted_training_goes_on_to_the_very_same_student(job: Job, tmp_path: Path, stop_after: int) -> None:
+    def interrupt(running: run.Running, progress: Any) -> None:
+        if len(progress.losses) == stop_after:
+            raise Interrupted
+
+    whole = distil(dataclasses.replace(job, path=tmp_path / "whole.safetensors"))
+    with pytest.raises(Interrupted):
+        distil(job, interrupt)
+    resumed = distil(job)
+    assert resumed.losses == whole.losses
+    for key, value in whole.adapter.lora.items():
+        assert torch.equal(resumed.adapter.lora[key], value), key
+    assert torch.equal(resumed.adapter.projection, whole.adapter.projection)
+
+
+def test_a_finished_file_is_not_trained_again_and_tells_its_origin(job: Job) -> None:
+    distil(job)
+
+    def never(running: run.Running, progress: Any) -> None:
+        raise AssertionError("trained")
+
+    settings = distil(job, never).adapter.settings
+    assert settings["teacher"] == native.fingerprint(job.teacher)
+    assert (settings["guidance_scale_range"], settings["plan"]["seed"], settings["plan"]["steps"]) == ([1.0, 8.0], 0, 2)
+    assert not [key for key in adapter.formats.read_weights((job.path,))[0] if key.startswith(("optimiser", "previous"))]
+
+
+def test_pictures_can_be_learned_from_and_noise_levels_passed_in(job: Job) -> None:
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    borders = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
+    result = distil(dataclasses.replace(job, latents=latents, borders=borders, checkpointing=True))
+    assert len(result.losses) == 6 + 2 * 3 and result.borders == [6, 9]
+
+
+def test_another_training_of_the_same_name_is_refused(job: Job) -> None:
+    distil(job)
+    for change in ({"prompts": ["others"]}, {"plan": dataclasses.replace(PLAN, seed=1)}):
+        with pytest.raises(OtherTraining, match="another output name"):
+            distil(dataclasses.replace(job, **change))
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(running: run.Running, progress: Any) -> None:
+        if len(progress.losses) == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        distil(job, stop)
+    before = job.path.read_bytes()
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapter, "save_file", full)
+    with pytest.raises(CannotSave, match="No space left"):
+        distil(job)
+    assert job.path.read_bytes() == before
+    assert [path.name for path in job.path.parent.iterdir()] == [job.path.name]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = native.Distilled.student
+    calls = iter(range(100))
+
+    def broken(self: Any, *arguments: Any) -> torch.Tensor:
+        return asked(self, *arguments) * (torch.nan if next(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(native.Distilled, "student", broken)
+    with pytest.raises(Diverged, match="update 5 of stage 'guidance'"):
+        distil(job)
+    monkeypatch.undo()
+    assert len(distil(job).losses) == 12
+
+
+def test_what_cannot_be_distilled_is_said_before_it_starts(job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoPrompts, match="one prompt a line"):
+        distil(dataclasses.replace(job, prompts=[]))
+    with pytest.raises(BadPlan, match="from 8 to 1"):
+        Plan(scales=(8.0, 1.0))
+    with pytest.raises(BadPlan, match="from 6 steps to 4"):
+        Plan(steps=4, first_steps=6)
+    with pytest.raises(NoUnconditional, match="is a student"):
+        distil(dataclasses.replace(job, teacher=load_student(Source(folder / "unet", "student"))))
+    with pytest.raises(NoUnconditional, match="there is no guidance to learn"):
+        distil(dataclasses.replace(job, encode=lambda text: encode(64)("the same")))
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, both=False: (2**20, 2**20) if both else 2**20)
+    with pytest.raises(NotEnoughMemory, match="GiB"):
+        distil(job)
+    assert not job.path.exists()
+
+
+def test_an_adapter_asks_for_its_teacher_and_refuses_another_kind(job: Job, tmp_path: Path) -> None:
+    distil(job)
+    with pytest.raises(NeedsTeacher, match="distilled from teacher"):
+        load_student(Source(job.path, "student"))
+    other = load_unet(Source(save_file_student(unet("sd15", None), tmp_path / "other.safetensors"), "other"))
+    with pytest.raises(WrongTeacher, match="of another kind"):
+        native.load_student(job.path, "student", other)
+    student = native.load_student(job.path, "student", job.teacher)
+    assert isinstance(student.model, BaseModel) and LoadStudent.define_schema().inputs[-1].id == "teacher"
+
+
+def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Path, tmp_path: Path) -> None:
+    """UNet2DConditionModel loads it, and its pipeline's own embedding of w gives what the native student gives."""
+    result = distil(job)
+    write_folder(tmp_path / "merged", folder / "teacher", result.adapter, native.diffusers_names(job.teacher))
+    network = UNet2DConditionModel.from_pretrained(tmp_path / "merged" / "unet")
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "merged" / "scheduler")
+    t, g = 600, 5.0
+    alpha = scheduler.alphas_cumprod[t]
+    sigma = float(((1 - alpha) / alpha).sqrt())
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    z = noise * sigma * alpha.sqrt()
+    embedding = StableDiffusionPipeline.get_guidance_scale_embedding(None, torch.tensor([g - 1.0] * 2), 256)
+    context = encode(64)("red")[0][0].expand(2, -1, -1)
+    with torch.no_grad():
+        v = network(z, t, context, timestep_cond=embedding).sample
+    student = native.student_of(job.teacher, result.adapter, "student")
+    torch.testing.assert_close(denoised(student, encode(64)("red"), sigma, guidance=g), alpha.sqrt() * z - (1 - alpha).sqrt() * v,
+                               rtol=1e-3, atol=1e-3)
