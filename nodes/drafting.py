@@ -9,8 +9,10 @@ import torch
 from comfy_api.latest import io
 
 from ..drafting import timeline
-from ..drafting.replicas import DraftRefine, spread
+from ..drafting.errors import BadDevices
+from ..drafting.replicas import DraftRefine, parse_devices, spread
 from ..drafting.speculation import Report
+from . import inputs
 
 CATEGORY = "DizzyDiff/drafting"
 MODES = ["verified", "aggressive", "conservative"]
@@ -39,15 +41,24 @@ class DraftDevices(io.ComfyNode):
         return io.Schema(
             node_id="DizzyDiffDevices", display_name="Draft Devices", category=CATEGORY,
             description="Where Draft-Refine evaluates: a copy of the model on every device, or one batch on the model's own.",
-            search_aliases=["multi gpu", "parallel", "devices"],
+            search_aliases=["multi gpu", "multigpu", "parallel", "devices", "distributed", "多显卡"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The model, with its LoRAs and patches: each device gets a copy of it."),
                 io.String.Input("devices", default="auto",
                                 tooltip="auto: all GPUs; on a single one a batch, if that pays. batch: always a batch on one device. "
                                         "Or a list such as: cuda:0, cuda:1"),
                 _width(),
             ],
-            outputs=[io.Model.Output()])
+            outputs=[io.Model.Output(tooltip="The model, for the draft-refine samplers. Others sample it as before.")])
+
+    @classmethod
+    def validate_inputs(cls, devices: str = "auto") -> bool | str:
+        try:
+            if devices.strip().lower() not in ("auto", "batch"):
+                parse_devices(devices)
+        except BadDevices as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, model: Any, devices: str, width: int) -> io.NodeOutput:
@@ -61,14 +72,14 @@ class DraftRefineSampler(io.ComfyNode):
             node_id="DizzyDiffDraftRefine", display_name="Draft-Refine Sampler", category=CATEGORY,
             description="Makes any sampler work on several predictions at once: it drafts the next states, evaluates them in parallel, "
                         "and refines. Put Draft Devices before the guider.",
-            search_aliases=["multi gpu", "parallel", "draft", "speculative"],
+            search_aliases=["multi gpu", "multigpu", "parallel", "draft", "speculative", "speed up", "多显卡"],
             inputs=[
-                io.Sampler.Input("sampler"),
+                io.Sampler.Input("sampler", tooltip="From KSamplerSelect or any node that gives a SAMPLER."),
                 _mode(), _width(), _tolerance(),
                 io.Combo.Input("drafts", options=["extrapolated", "frozen"], default="extrapolated", advanced=True,
                                tooltip="extrapolated: follows the trend of the last predictions. frozen: holds the last one."),
             ],
-            outputs=[io.Sampler.Output()])
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")])
 
     @classmethod
     def execute(cls, sampler: Any, mode: str, width: int, tolerance: float, drafts: str = "extrapolated") -> io.NodeOutput:
@@ -82,21 +93,18 @@ class DraftRefineKSampler(io.ComfyNode):
             node_id="DizzyDiffDraftRefineKSampler", display_name="Draft-Refine KSampler", category=CATEGORY,
             description="KSampler in a fraction of the rounds, on several devices or in batches on one. The second output shows what was "
                         "evaluated when, and how far each draft was off.",
-            search_aliases=["multi gpu", "parallel", "draft", "ksampler"],
+            search_aliases=["multi gpu", "multigpu", "parallel", "draft", "ksampler", "speed up", "多显卡"],
             inputs=[
-                io.Model.Input("model"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", default=28, min=1, max=10000),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES),
-                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image"),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
-                _mode(), _width(), _tolerance(),
+                inputs.model(), inputs.seed(), inputs.steps(28), inputs.cfg(8.0), inputs.sampler_name(), inputs.scheduler(),
+                inputs.positive(), inputs.negative(), inputs.latent_image(), inputs.denoise(), _mode(), _width(), _tolerance(),
             ],
-            outputs=[io.Latent.Output(), io.Image.Output(display_name="timeline")])
+            outputs=[io.Latent.Output(tooltip="What KSampler would give, within the tolerance."),
+                     io.Image.Output(display_name="timeline", tooltip="Every round: where the sampler stood, its drafts, and how far "
+                                                                      "each was off.")])
+
+    @classmethod
+    def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
+        return inputs.check_denoise(denoise)
 
     @classmethod
     def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: list, negative: list,

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..stability.probe import Measured, Subject, core_grids, measured_once, solver_of
+from ..stability.probe import FALLBACK, Measured, Subject, core_grids, measured_once, solver_of
 from ..stability.profile import THOROUGH, Effort
 from ..stability.solvers import SOLVERS
 from ..stability.store import Store
+from . import inputs
 
 CATEGORY = "DizzyDiff/stability"
 PLOTTED_STEPS = 12
@@ -30,12 +31,9 @@ class StabilityProfile(io.ComfyNode):
             node_id="DizzyDiffStabilityProfile", display_name="Measure Stability", category=CATEGORY,
             description="Measures how errors arise and grow in this very model, with this prompt, CFG and size, for Stability Grid. Done "
                         "once: the profile is kept in ComfyUI's user folder.",
-            search_aliases=["sigmas", "scheduler", "calibrate", "align your steps", "gits"],
+            search_aliases=["sigmas", "scheduler", "calibrate", "align your steps", "gits", "schedule"],
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                inputs.model(), inputs.positive(), inputs.negative(), inputs.cfg(4.0),
                 io.Latent.Input("latent", tooltip="Its size is what counts; its rows say how many probes are evaluated at once."),
                 io.Int.Input("levels", default=THOROUGH.levels, min=8, max=128,
                              tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 model calls."),
@@ -44,7 +42,9 @@ class StabilityProfile(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="Of the probes. Another seed is another measurement."),
             ],
-            outputs=[STABILITY_PROFILE.Output(display_name="profile"), io.Image.Output(display_name="plot")])
+            outputs=[STABILITY_PROFILE.Output(display_name="profile", tooltip="For Stability Grid, with any number of steps and solver."),
+                     io.Image.Output(display_name="plot", tooltip="From high noise to low: how errors arise and grow, and the points of "
+                                                                  "three grids.")])
 
     @classmethod
     def execute(cls, model: Any, positive: list, negative: list, cfg: float, latent: dict, levels: int, probes: int,
@@ -59,18 +59,21 @@ class StabilityGrid(io.ComfyNode):
         return io.Schema(
             node_id="DizzyDiffStabilityGrid", display_name="Stability Grid", category=CATEGORY,
             description="Sigmas for a number of steps and a kind of solver, from what was measured of the model. For SamplerCustom.",
-            search_aliases=["sigmas", "scheduler"],
+            search_aliases=["sigmas", "scheduler", "schedule", "align your steps", "gits"],
             inputs=[
-                STABILITY_PROFILE.Input("profile"),
-                io.Int.Input("steps", default=PLOTTED_STEPS, min=1, max=10000),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
+                inputs.steps(PLOTTED_STEPS), inputs.denoise(),
                 io.Combo.Input("solver", options=list(SOLVERS), default=DEFAULT_SOLVER,
                                tooltip="euler: samplers of order one, such as ddim and euler_ancestral. dpmpp_2m: those that remember "
                                        "steps, such as uni_pc and res_multistep. heun: those with two calls a step."),
                 io.Float.Input("base_blend", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
                                tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured."),
             ],
-            outputs=[io.Sigmas.Output()])
+            outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")])
+
+    @classmethod
+    def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
+        return inputs.check_denoise(denoise)
 
     @classmethod
     def execute(cls, profile: Measured, steps: int, denoise: float, solver: str, base_blend: float = 0.0) -> io.NodeOutput:
@@ -86,17 +89,14 @@ class StabilitySampler(io.ComfyNode):
                         "result; after that it costs nothing.",
             search_aliases=["ksampler", "sigmas", "scheduler"],
             inputs=[
-                io.Model.Input("model"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", default=PLOTTED_STEPS, min=1, max=10000),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default=DEFAULT_SOLVER),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image"),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                inputs.model(), inputs.seed(), inputs.steps(PLOTTED_STEPS), inputs.cfg(4.0), inputs.sampler_name(DEFAULT_SOLVER),
+                inputs.positive(), inputs.negative(), inputs.latent_image(), inputs.denoise(),
             ],
-            outputs=[io.Latent.Output()])
+            outputs=[io.Latent.Output(tooltip="The sampled latent.")])
+
+    @classmethod
+    def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
+        return inputs.check_denoise(denoise)
 
     @classmethod
     def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, positive: list, negative: list,
@@ -122,12 +122,16 @@ def measure(subject: Subject, effort: Effort) -> Measured:
 
 
 def picture_of(measured: Measured) -> torch.Tensor:
-    """The plot [1, H, W, 3]; a blank one where nothing was measured."""
-    if measured.replay is None:
-        return torch.ones(1, 64, 1024, 3)
-    from ..stability.plot import draw
+    """The plot [1, H, W, 3], or why there is none."""
+    from ..stability.plot import draw, draw_text
 
+    if measured.replay is None:
+        return image_of(draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas."))
     core = core_grids(measured.sampling, PLOTTED_STEPS)
     chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER), **{name: core[name] for name in ("karras", "simple")}}
-    image = draw(measured.replay, DEFAULT_SOLVER, chosen)
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+    return image_of(draw(measured.replay, DEFAULT_SOLVER, chosen))
+
+
+def image_of(picture: Any) -> torch.Tensor:
+    """A PIL image as IMAGE [1, H, W, 3]."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import comfy.samplers
 import folder_paths
@@ -11,6 +12,8 @@ import torch
 from comfy_api.latest import io
 
 from ..students import library, loader
+from ..students.distill import native
+from ..students.errors import BadScales
 from ..students.guidance import parse_scales
 from ..students.pipeline import load_clip, load_vae
 
@@ -36,18 +39,23 @@ class LoadStudent(io.ComfyNode):
             node_id="DizzyDiffLoadStudent", display_name="Load Guided Student", category=CATEGORY,
             description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as a MODEL. "
                         "One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or FluxGuidance.",
+            search_aliases=["lcm", "guidance distilled", "cfg distilled", "distilled model", "few step", "unet", "蒸馏", "引导蒸馏"],
             inputs=[
                 io.Combo.Input("student", options=list(dict.fromkeys([*files, *_student_folders()])),
                                tooltip="A .safetensors file, or a UNet folder in diffusers layout."),
                 io.Combo.Input("weight_dtype", options=list(loader.WEIGHT_DTYPES), default="default",
                                tooltip="What the weights are stored as. The guidance is always embedded in fp32."),
+                io.Model.Input("teacher", optional=True,
+                               tooltip="Only for students made by Distill Guidance: the model they were distilled from."),
             ],
-            outputs=[io.Model.Output()])
+            outputs=[io.Model.Output(tooltip="The student. Sample it at CFG 1.")])
 
     @classmethod
-    def execute(cls, student: str, weight_dtype: str = "default") -> io.NodeOutput:
+    def execute(cls, student: str, weight_dtype: str = "default", teacher: Any = None) -> io.NodeOutput:
         roots = [root for kind in FILE_KINDS for root in _roots(kind)]
         path = library.find_student(student, _student_folders(), roots)
+        if teacher is not None:
+            return io.NodeOutput(native.load_student(path, student, teacher))
         return io.NodeOutput(loader.load_student(loader.Source(path, student, weight_dtype)))
 
 
@@ -58,10 +66,13 @@ class LoadPipeline(io.ComfyNode):
             node_id="DizzyDiffLoadPipeline", display_name="Load Student Pipeline", category=CATEGORY,
             description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes with the pack; "
                         "'tiny/teacher' is its teacher, to be sampled with CFG.",
+            search_aliases=["diffusers", "checkpoint", "tiny", "lcm", "guidance distilled"],
             inputs=[io.Combo.Input("pipeline", options=list(library.pipeline_unets(_roots("diffusers"), EMBEDDED)),
                                    default=library.EMBEDDED,
                                    tooltip="A folder with model_index.json under models/diffusers.")],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()])
+            outputs=[io.Model.Output(tooltip="The UNet: a student is sampled at CFG 1, a teacher with CFG."),
+                     io.Clip.Output(tooltip="The text encoder, for prompts."),
+                     io.Vae.Output(tooltip="Between pictures and latents.")])
 
     @classmethod
     def execute(cls, pipeline: str) -> io.NodeOutput:
@@ -77,15 +88,16 @@ class StudentGuidance(io.ComfyNode):
         return io.Schema(
             node_id="DizzyDiffStudentGuidance", display_name="Student Guidance", category=CATEGORY,
             description="Sets the guidance scale of a guided student, on the CFG scale: 1 is no guidance.",
+            search_aliases=["guidance distilled", "cfg", "flux guidance", "guidance scale", "引导强度"],
             inputs=[
-                io.Conditioning.Input("conditioning"),
+                io.Conditioning.Input("conditioning", tooltip="The positive prompt."),
                 io.Float.Input("guidance", default=4.0, min=0.0, max=100.0, step=0.1, round=0.001,
                                tooltip="As the CFG of an ordinary model. Outside the range the student was trained for, a warning "
                                        "is logged."),
                 io.Float.Input("second_guidance", default=4.0, min=0.0, max=100.0, step=0.1, round=0.001, optional=True,
                                advanced=True, tooltip="For students with two guidance signals; others ignore it."),
             ],
-            outputs=[io.Conditioning.Output()])
+            outputs=[io.Conditioning.Output(tooltip="The prompt, with its guidance.")])
 
     @classmethod
     def execute(cls, conditioning: list, guidance: float, second_guidance: float | None = None) -> io.NodeOutput:
@@ -99,12 +111,22 @@ class GuidanceSweep(io.ComfyNode):
         return io.Schema(
             node_id="DizzyDiffGuidanceSweep", display_name="Guidance Sweep", category=CATEGORY,
             description="One batch, many guidance scales, the same noise: compare them in a single run of a guided student.",
+            search_aliases=["xy plot", "cfg", "compare guidance", "guidance distilled", "batch"],
             inputs=[
-                io.Conditioning.Input("conditioning"),
-                io.Latent.Input("latent"),
-                io.String.Input("scales", default="1, 2, 4, 8", tooltip="Guidance scales, separated by commas."),
+                io.Conditioning.Input("conditioning", tooltip="The positive prompt."),
+                io.Latent.Input("latent", tooltip="Each of its images is repeated once a scale, with its mask and its noise."),
+                io.String.Input("scales", default="1, 2, 4, 8", tooltip="Guidance scales from 0 to 100, separated by commas."),
             ],
-            outputs=[io.Conditioning.Output(), io.Latent.Output()])
+            outputs=[io.Conditioning.Output(tooltip="The prompt with a scale for each row of the batch."),
+                     io.Latent.Output(tooltip="The batch: one row a scale.")])
+
+    @classmethod
+    def validate_inputs(cls, scales: str = "1") -> bool | str:
+        try:
+            parse_scales(scales)
+        except BadScales as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, conditioning: list, latent: dict, scales: str) -> io.NodeOutput:
@@ -131,9 +153,10 @@ class StudentSampler(io.ComfyNode):
             node_id="DizzyDiffStudentSampler", display_name="N-Step Student Sampler", category=CATEGORY,
             description="The N-step sampler of guided students (Meng et al. 2023): steps twice the length, then takes noise one step "
                         "back. For SamplerCustom.",
+            search_aliases=["lcm", "few step", "guidance distilled", "stochastic"],
             inputs=[io.Float.Input("eta", default=1.0, min=0.0, max=1.0, step=0.01,
                                    tooltip="1: the stochastic sampler; 0: deterministic (DDIM).")],
-            outputs=[io.Sampler.Output()])
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")])
 
     @classmethod
     def execute(cls, eta: float) -> io.NodeOutput:

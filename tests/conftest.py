@@ -10,12 +10,17 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from devtools.server import Server
+
 ROOT = Path(__file__).resolve().parents[1]
-SLOWER = ("comfy", "e2e")
+SLOWER = ("comfy", "e2e", "browser")
 """Test folders that run after all others, in this order."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,3 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The clone."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfy_server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One real ComfyUI that runs the pack on empty models folders, for all end-to-end and browser tests."""
+    from devtools import comfyui, server
+
+    tree = comfyui.locate(root).path
+    if not comfyui.is_comfyui(tree):
+        pytest.fail(f"No ComfyUI at {tree}: run `python3 dev.py setup`, or set COMFYUI_PATH.")
+    folder = tmp_path_factory.mktemp("comfyui")
+    base = comfyui.make_base(root, folder / "base")
+    for kind in ("diffusion_models", "checkpoints", "diffusers"):
+        (base / "models" / kind).mkdir()
+    with server.running(Path(sys.executable), tree, base, folder / "output", folder / "comfyui.log") as running:
+        yield running

@@ -11,7 +11,9 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ops import disable_weight_init
+from comfy_extras.nodes_flux import FluxGuidance
 from safetensors.torch import load_file, save_file
 
 import nodes as core_nodes
@@ -114,6 +116,26 @@ def test_flux_goes_through_core_and_sweeps_too() -> None:
     apart = torch.cat([sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0)])
     torch.testing.assert_close(sample(model, swept, rows), apart, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(apart[0], apart[1], atol=1e-3)
+
+
+def narrow_hunyuan_video() -> str:
+    torch.manual_seed(0)
+    network = HunyuanVideo(image_model="hunyuan_video", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=32, hidden_size=128,
+                           mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=256,
+                           patch_size=[1, 2, 2], qkv_bias=True, guidance_embed=True, byt5=False, meanflow=False,
+                           use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False, dtype=torch.float32,
+                           operations=disable_weight_init)
+    save_file({key: torch.randn(t.shape) * 0.1 for key, t in network.state_dict().items()}, MODELS / "hunyuan_video.safetensors")
+    return "hunyuan_video.safetensors"
+
+
+def test_hunyuan_video_goes_through_core_and_takes_its_guidance() -> None:
+    model = LoadStudent.execute(narrow_hunyuan_video()).result[0]
+    positive = [[torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)), {"pooled_output": torch.ones(1, 768)}]]
+    latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
+    weak, strong = (sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0))
+    torch.testing.assert_close(strong, sample(model, FluxGuidance.execute(positive, 6.0).result[0], latent))
+    assert not torch.allclose(weak, strong, atol=1e-3)
 
 
 def edited(change) -> str:

@@ -80,7 +80,10 @@ def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(network, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or forward(x, *args, **kwargs))
     measured = probe.measure_model(subject(model, cfg=1.0), SMALL, lambda made, of: seen.append((made, of)))
     assert sum(rows) == measured.calls == SMALL.calls
-    assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+    made = [done for done, _ in seen]
+    assert made == sorted(set(made))
+    assert made[-1] == measured.calls
+    assert {of for _, of in seen} == {measured.calls}
 
 
 def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(model) -> None:
@@ -88,6 +91,37 @@ def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(mo
                 for n in (1, 2))
     torch.testing.assert_close(one.responses, two.responses, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(one.states.norm(dim=-1), two.states.norm(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def rows_that_fit(monkeypatch: pytest.MonkeyPatch):
+    """Memory for so many rows at once; more run out of it."""
+    def limit(rows: int) -> None:
+        whole = probe._measure_batch
+
+        def measure_batch(subject: probe.Subject, noise: torch.Tensor, *rest) -> object:
+            if len(noise) > rows:
+                raise torch.OutOfMemoryError("out of memory")
+            return whole(subject, noise, *rest)
+
+        monkeypatch.setattr(probe, "_measure_batch", measure_batch)
+
+    return limit
+
+
+def test_probes_are_measured_one_by_one_where_memory_is_short(model, rows_that_fit) -> None:
+    expected = probe.measure_model(subject(model), SMALL, lambda made, of: None)
+    rows_that_fit(1)
+    measured = probe.measure_model(subject(model), SMALL, lambda made, of: None)
+    assert measured.calls == expected.calls
+    torch.testing.assert_close(measured.states.norm(dim=-1), expected.states.norm(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_lack_of_memory_for_one_row_is_left_to_comfyui(model, rows_that_fit, user_folder: Path) -> None:
+    rows_that_fit(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        profile(model)
+    assert not user_folder.exists()
 
 
 def test_flow_and_v_models_are_measured_between_their_own_ends(model) -> None:
@@ -124,12 +158,13 @@ def test_key_is_the_same_while_a_lora_is_in_the_weights(model) -> None:
     assert probe.identity(patched) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"not a profile", "truncated"])
+@pytest.mark.parametrize("content", [b"", b"not a profile", "truncated", "another number"])
 def test_damaged_file_is_measured_anew_with_a_warning(model, user_folder: Path, content, caplog: pytest.LogCaptureFixture) -> None:
     profile(model)
     (path,) = user_folder.iterdir()
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content == "truncated" else content)
+    damaged = {"truncated": whole[: len(whole) // 2], "another number": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]}
+    path.write_bytes(damaged.get(content, content))
     measured, _ = profile(model)
     assert "measured anew" in caplog.text
     assert measured.replay is not None
@@ -172,6 +207,7 @@ def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(model, monke
     torch.testing.assert_close(StabilityGrid.execute(measured, 5, 1.0, "euler").result[0], simple)
     assert "not finite" in caplog.text
     assert plot.shape[2:] == (1024, 3)
+    assert plot.min() < 0.5 < plot.max(), "the plot says why"
     assert not user_folder.exists()
 
 

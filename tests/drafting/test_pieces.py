@@ -14,7 +14,7 @@ from dizzydiff.drafting.calls import plan
 from dizzydiff.drafting.coordinates import Space, flow_signal, unit_signal
 from dizzydiff.drafting.errors import Undraftable
 from dizzydiff.drafting.noise import NoiseTape
-from dizzydiff.drafting.predictors import Guess, Known, carry, lagrange
+from dizzydiff.drafting.predictors import Following, Known, Trend, carry, lagrange
 
 from .world import SAMPLERS, Mixture, StandIn, adaptive, karras, seeded_noise
 
@@ -43,11 +43,10 @@ def test_f_of_the_matching_gaussian_is_zero_and_carrying_it_is_exact(space: Spac
 
 
 @given(SPACES, SIGMAS)
-def test_carrying_eps_holds_eps_and_carrying_d_holds_d(space: Space, sigma: float) -> None:
+def test_carrying_eps_holds_eps(space: Space, sigma: float) -> None:
     x, moved, D = vector(0), vector(1), vector(2)[None]
     carried = carry(space, "eps", Known(x, sigma, D), moved)
     torch.testing.assert_close(space.eps_of(moved, carried, sigma), space.eps_of(x, D, sigma))
-    assert torch.equal(carry(space, "D", Known(x, sigma, D), moved), D)
 
 
 @given(st.integers(0, 3), st.lists(st.floats(0.1, 5), min_size=4, max_size=4, unique_by=lambda t: round(t, 1)))
@@ -57,23 +56,31 @@ def test_lagrange_weights_reproduce_polynomials(order: int, times: list[float]) 
     assert sum(terms) == pytest.approx(t**order, abs=1e-9 * sum(map(abs, terms)))
 
 
-@pytest.mark.parametrize("basis", ["eps", "F", "D"])
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_a_guess_is_exact_where_the_trend_is_a_polynomial_and_hindsight_finds_its_order(basis: str, order: int) -> None:
+def test_a_trend_is_exact_where_eps_is_a_polynomial_and_hindsight_finds_its_order(order: int) -> None:
     space, sigmas = Space(), (4.0, 3.0, 2.0, 1.2, 0.7)
     x = vector(0)
 
     def known(sigma: float) -> Known:
-        value = (vector(1) + math.sqrt(sigma) ** order * vector(2))[None]
-        D = {"eps": space.D_of_eps, "F": space.D_of_F, "D": lambda x, value, sigma: value}[basis](x, value, sigma)
-        return Known(x, sigma, D)
+        eps = (vector(1) + math.sqrt(sigma) ** order * vector(2))[None]
+        return Known(x, sigma, space.D_of_eps(x, eps, sigma))
 
     history, ahead = [known(sigma) for sigma in sigmas[:4]], known(sigmas[4])
-    guess = Guess(basis, (3, order))  # type: ignore[arg-type]
+    guess = Trend((3, order))
     torch.testing.assert_close(guess(space, history, order, x, sigmas[4]), ahead.prediction)
     rough = [Known(k.x, k.sigma, k.prediction + 0.1 * vector(9 + i)) for i, k in enumerate(history)]
-    assert guess.best_order(space, rough, ahead) == min((3, order), key=lambda o: float(
+    assert guess.hindsight(space, rough, ahead) == min((3, order), key=lambda o: float(
         (guess(space, rough, o, x, sigmas[4]) - ahead.prediction).square().mean()))
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.05, 20.0), st.floats(0.05, 20.0))
+def test_the_share_by_which_predictions_follow_the_state_is_found(share: float, before: float, after: float) -> None:
+    space, guess, old = Space(), Following(), Known(vector(0), before, vector(1)[None])
+    x = vector(2)
+    seen = Known(x, after, guess(space, [old], share, x, after))
+    assert guess.hindsight(space, [old], seen) == pytest.approx(share, abs=1e-6)
+    held = space.F_of(x, guess(space, [old], 1.0, x, after), after)
+    torch.testing.assert_close(held, space.F_of(old.x, old.prediction, before), rtol=1e-8, atol=1e-8)
 
 
 def toy(answer) -> StandIn:
