@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs one benchmark, prints its rows and writes them as JSON beside what they were measured on."""
+"""Runs one benchmark, prints its rows and writes them as JSON with the machine, and its table and picture if it has them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def write(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def main() -> int:
     names = sorted(file.stem for file in (ROOT / "benchmarks").glob("[!_]*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,14 +45,17 @@ def main() -> int:
     options = parser.parse_args()
 
     runpy.run_path(str(ROOT / "devtools" / "package.py"))["load_package"]("dizzydiff", ROOT)
-    rows = importlib.import_module(f"dizzydiff.benchmarks.{options.name}").run(options.quick)
+    benchmark = importlib.import_module(f"dizzydiff.benchmarks.{options.name}")
+    rows = benchmark.run(options.quick)
     for row in rows:
         print("  ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))
-    unfinished = options.json.with_name(options.json.name + ".part")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
     report = {"benchmark": options.name, "quick": options.quick, "machine": machine(), "rows": rows}
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(options.json)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write(options.json, json.dumps(report, indent=1) + "\n")
+    if hasattr(benchmark, "table"):
+        write(options.json.with_suffix(".md"), benchmark.table(rows))
+    if hasattr(benchmark, "picture"):
+        benchmark.picture(rows).save(options.json.with_suffix(".png"))
     return 0
 
 

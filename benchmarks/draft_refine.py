@@ -1,92 +1,148 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Draft-refine beside the paper's mode, the same sampler with fewer steps, and parallel samplers of other papers.
 
-A row is one setting: rounds and model calls (means over seeds), and the deviation from the sequential result with as many
-steps (RMS distance over RMS). Seeds share a batch where every draft is used; verified runs decide for each seed alone.
+A row is one setting: rounds and model calls (means over seeds), the deviation from the sequential result with as many steps
+and, for deterministic samplers, the error against a converged solution (both RMS distance over RMS). Seeds share a batch where
+every draft is used; verified runs decide for each seed alone.
 """
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._mixture import Mixture
+from ._draft_costs import overhead, prompt_accuracy, wall_clock
+from ._draft_subjects import ROOT, Subject, subjects
+from ._draft_table import table
 from ._parallel_peers import paradigms, parastep, relative_rms
 
-ROOT = Path(__file__).resolve().parents[1]
-PROMPT = "a small red circle left of a blue square on white"
-SAMPLERS = ("euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_2m_sde", "er_sde")
+__all__ = ["run", "table"]
+
+SMOOTH = ("euler", "dpmpp_2m")
+OTHERS = ("heun", "euler_ancestral", "dpmpp_2m_sde", "er_sde")
+STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde", "er_sde")
 TOLERANCE = 0.01
+CONVERGED_STEPS = 300
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to sample: ``sample(sampler, sigmas, seeds)`` gives latents [len(seeds), ...] through ComfyUI."""
+class Job:
+    """One sampler on one model at one schedule, and what to vary."""
 
-    name: str
-    sigmas: Callable[[str, int, str], Tensor]
-    sample: Callable[[Any, Tensor, list[int]], Tensor]
+    subject: str
+    sampler: str
+    schedule: str
+    steps: int
+    widths: tuple[int, ...]
+    seeds: int
+
+
+def jobs(quick: bool) -> Iterator[Job]:
+    """``quick``: Karras, 28 steps, few seeds, no CFG teacher. In full, mixtures are sampled in more ways than networks."""
+    exact, networks = ("mixture A", "mixture B"), ("tiny",) if quick else ("tiny/teacher", "tiny")
+    if quick:
+        yield from (Job(s, name, "karras", 28, (2, 4), 8 if s in exact else 2) for s in (*exact, *networks) for name in SMOOTH)
+        return
+    for subject in networks:
+        yield from (Job(subject, name, "karras", steps, (2, 4), 32) for steps in (28, 50) for name in SMOOTH)
+        yield from (Job(subject, name, "karras", 50, (4,), 32) for name in OTHERS)
+    for subject in exact:
+        settings = itertools.product(("karras", "simple"), (20, 28, 50))
+        yield from (Job(subject, name, schedule, steps, (2, 4, 8), 32) for schedule, steps in settings for name in SMOOTH)
+        yield from (Job(subject, name, "karras", 50, (4,), 32) for name in OTHERS)
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """All rows; ``quick``: one schedule and number of steps, few seeds, no CFG teacher."""
+    """All rows, the clock's first, when nothing else runs; then as many settings side by side as there are cores."""
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT)
     torch.set_num_threads(1)
-    seeds = list(range(8 if quick else 32))
-    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for subject in subjects(quick):
-            network = subject.name.startswith("tiny")
-            schedules, steps = (("karras",), (28,)) if quick else (("karras", "simple"), (20, 28, 50))
-            few = seeds[: len(seeds) // 4] if network else seeds
-            for schedule, count, sampler in itertools.product(schedules, steps, SAMPLERS[:2] if quick else SAMPLERS):
-                rows += compare(subject, sampler, schedule, count, few, (2, 4) if quick or network else (2, 4, 8))
-        rows += wall_clock(50, 1 if quick else 5)
+        rows = [wall_clock(50, 1 if quick else 5), overhead(28, 1 if quick else 5)]
+    pictures = [partial(prompt_accuracy, name, 16 if quick else 100, 28, 4, TOLERANCE) for name in ("tiny/teacher", "tiny")]
+    for group in side_by_side([*pictures, *(partial(rows_of, job) for job in jobs(quick))]):
+        rows += group
     return rows
 
 
-def compare(subject: Subject, name: str, schedule: str, steps: int, seeds: list[int], widths: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """The rows of one sampler, schedule and number of steps."""
+def side_by_side(work: list[Callable[[], list[dict[str, Any]]]]) -> Iterator[list[dict[str, Any]]]:
+    """What each piece of work returns, in order; processes are forked, so that they share what is loaded."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        yield from (piece() for piece in work)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        yield from (future.result() for future in [pool.submit(piece) for piece in work])
+
+
+def rows_of(job: Job) -> list[dict[str, Any]]:
+    started = time.perf_counter()
+    with torch.inference_mode():
+        subject = next(each for each in subjects(job.subject == "tiny/teacher") if each.name == job.subject)
+        rows = list(compare(subject, job))
+    print(f"{job} took {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def compare(subject: Subject, job: Job) -> Iterator[dict[str, Any]]:
+    """The rows of one job."""
     import comfy.samplers
 
-    sigmas = subject.sigmas(name, steps, schedule)
+    name, steps, seeds = job.sampler, job.steps, list(range(job.seeds))
+    sigmas = subject.sigmas(name, steps, job.schedule)
     inner = comfy.samplers.sampler_object(name)
-    common = {"model": subject.name, "sampler": name, "schedule": schedule, "steps": steps}
-    alone, wall = timed(lambda: torch.cat([subject.sample(inner, sigmas, [seed]) for seed in seeds]))
-    together = subject.sample(inner, sigmas, seeds)
+    common = {"model": subject.name, "sampler": name, "schedule": job.schedule, "steps": steps}
     calls = 2 * steps - 1 if name == "heun" else steps
-    for k in widths:
+    reference, alone, wall = subject.sample(inner, sigmas, seeds), *timed(lambda: one_by_one(subject, inner, sigmas, seeds))
+    converged = None
+    if name not in STOCHASTIC:
+        converged = subject.sample(comfy.samplers.sampler_object("dpmpp_2m"), subject.sigmas("dpmpp_2m", CONVERGED_STEPS, "karras"), seeds)
+
+    def row(mode: str, drafts: str, k: int, rounds: float, evaluations: float, result: Tensor, against: Tensor) -> dict[str, Any]:
+        measured = {**common, "mode": mode, "drafts": drafts, "carry": {"extrapolated": "F", "frozen": "eps"}.get(drafts, "none"),
+                    "width": k, "rounds": rounds, "model_calls": evaluations, **spread_of(relative_rms(result, against))}
+        return measured if converged is None else measured | {"error_median": statistics.median(relative_rms(result, converged))}
+
+    if converged is not None:
+        yield row("sequential", "none", 1, calls, calls, alone, reference)
+    for k in job.widths:
         for drafts in ("frozen", "extrapolated"):
             rounds, evaluations, result, _ = drafted(subject, inner, "aggressive", k, drafts, sigmas, [seeds])
-            yield row(common, "aggressive", drafts, k, rounds, evaluations, relative_rms(result, together))
+            yield row("aggressive", drafts, k, rounds, evaluations, result, reference)
         rounds, evaluations, result, seconds = drafted(subject, inner, "verified", k, "extrapolated", sigmas, [[seed] for seed in seeds])
-        yield row(common, "verified", "extrapolated", k, rounds, evaluations, relative_rms(result, alone)) | {
+        yield row("verified", "extrapolated", k, rounds, evaluations, result, alone) | {
             "wall_s": seconds / len(seeds), "sequential_wall_s": wall / len(seeds)}
-        if "ancestral" not in name and "sde" not in name:
+        if converged is not None:
             fewer = round(steps * (1 + (calls - 1) / k) / calls)
-            result = subject.sample(inner, subject.sigmas(name, fewer, schedule), seeds)
-            yield row(common, "fewer steps", "none", 1, fewer * calls / steps, fewer * calls / steps, relative_rms(result, together))
-        if name == "euler":
-            yield from peers(subject, common, sigmas, seeds, k, alone)
+            result = subject.sample(inner, subject.sigmas(name, fewer, job.schedule), seeds)
+            yield row("fewer steps", "none", 1, fewer * calls / steps, fewer * calls / steps, result, reference) | {"for_width": k}
+        if name == "euler" and (subject.exact or k == 4):
+            for method, rounds, evaluations, result in peers(subject, sigmas, seeds, k):
+                yield row(method, "none", k, rounds, evaluations, result, reference)
 
 
-def peers(subject: Subject, common: dict[str, Any], sigmas: Tensor, seeds: list[int], k: int,
-          reference: Tensor) -> Iterator[dict[str, Any]]:
-    """ParaDiGMS at three tolerances and ParaStep, as sampler functions."""
+def one_by_one(subject: Subject, sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
+    return torch.cat([subject.sample(sampler, sigmas, [seed]) for seed in seeds])
+
+
+def peers(subject: Subject, sigmas: Tensor, seeds: list[int], k: int) -> Iterator[tuple[str, float, float, Tensor]]:
+    """ParaDiGMS at two tolerances and ParaStep, as sampler functions: (name, rounds, model calls, latents)."""
     import comfy.samplers
 
     settings: dict[str, Callable] = {"ParaStep": lambda drift, x: parastep(drift, x, sigmas, k)}
-    for tolerance in (1e-1, 1e-2, 1e-3):
+    for tolerance in (1e-1, 1e-2):
         settings[f"ParaDiGMS {tolerance:g}"] = lambda drift, x, tolerance=tolerance: paradigms(drift, x, sigmas, k, tolerance)
     for name, method in settings.items():
         rounds: list[int] = []
@@ -101,14 +157,14 @@ def peers(subject: Subject, common: dict[str, Any], sigmas: Tensor, seeds: list[
             rounds.append(used)
             return result
 
-        result = torch.cat([subject.sample(comfy.samplers.KSAMPLER(function), sigmas, [seed]) for seed in seeds])
-        yield row(common, name, "none", k, statistics.mean(rounds), len(calls) / len(seeds), relative_rms(result, reference))
+        result = one_by_one(subject, comfy.samplers.KSAMPLER(function), sigmas, seeds)
+        yield name, statistics.mean(rounds), len(calls) / len(seeds), result
 
 
-def row(common: dict[str, Any], mode: str, drafts: str, k: int, rounds: float, calls: float, deviations: list[float]) -> dict[str, Any]:
+def spread_of(deviations: list[float]) -> dict[str, Any]:
     ordered = sorted(deviations)
-    return {**common, "mode": mode, "drafts": drafts, "width": k, "rounds": rounds, "model_calls": calls, "seeds": len(ordered),
-            "deviation_median": statistics.median(ordered), "deviation_p95": ordered[int(0.95 * (len(ordered) - 1) + 0.5)]}
+    return {"seeds": len(ordered), "deviation_median": statistics.median(ordered),
+            "deviation_p95": ordered[int(0.95 * (len(ordered) - 1) + 0.5)]}
 
 
 def drafted(subject: Subject, inner: Any, mode: str, k: int, drafts: str, sigmas: Tensor,
@@ -126,106 +182,3 @@ def drafted(subject: Subject, inner: Any, mode: str, k: int, drafts: str, sigmas
 def timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
     started = time.perf_counter()
     return call(), time.perf_counter() - started
-
-
-def subjects(quick: bool) -> Iterator[Subject]:
-    yield mixture("mixture A", Mixture(0, 6, 0.15, sampling()))
-    yield mixture("mixture B", Mixture(1, 3, 0.5, sampling()))
-    if not quick:
-        yield embedded("tiny/teacher", 4.0)
-    yield embedded("tiny", 1.0)
-
-
-def sampling() -> Any:
-    """SD's sigmas, for the mixtures."""
-    import comfy.model_sampling
-
-    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
-        pass
-
-    return Sampling()
-
-
-def mixture(name: str, model: Mixture) -> Subject:
-    """A mixture inside ComfyUI's own sampler call, with the guider's part played by the mixture."""
-    import comfy.samplers
-
-    class Guider:
-        def __init__(self) -> None:
-            self.inner_model, self.model_patcher = model.inner_model.inner_model, model.inner_model.model_patcher
-            self.conds: dict[str, list] = {}
-            self.cfg = 1.0
-
-        def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
-            denoised = model(x, sigma)
-            for hook in model_options.get("sampler_post_cfg_function", []):
-                denoised = hook({"denoised": denoised, "uncond_denoised": denoised})
-            return denoised
-
-    def sigmas(sampler: str, steps: int, schedule: str) -> Tensor:
-        return comfy.samplers.calculate_sigmas(model.inner_model.inner_model.model_sampling, schedule, steps)
-
-    def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
-        noise = torch.stack([torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": seeds[0]}
-        guider = Guider()
-        return sampler.sample(guider, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
-
-    return Subject(name, sigmas, sample)
-
-
-def embedded(name: str, cfg: float) -> Subject:
-    """The embedded student (CFG 1, guidance 4) or its teacher, a row a seed."""
-    import comfy.sample
-    import comfy.samplers
-    import node_helpers
-
-    from ..drafting.replicas import spread
-    from ..students.loader import Source, load_student, load_unet
-    from ..students.pipeline import load_clip
-
-    tiny = ROOT / "tiny"
-    model = load_unet(Source(tiny / "teacher", name)) if name.endswith("teacher") else load_student(Source(tiny / "unet", name))
-    model, clip = spread(model, "batch", 0), load_clip(tiny, [])
-    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, ""))
-    positive = node_helpers.conditioning_set_values(positive, {"guidance": 4.0})
-
-    def sigmas(sampler: str, steps: int, schedule: str) -> Tensor:
-        return comfy.samplers.KSampler(model, steps, model.load_device, sampler, schedule, 1.0).sigmas
-
-    def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
-        noise = torch.stack([torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, torch.zeros_like(noise),
-                                          disable_pbar=True, seed=seeds[0])
-
-    return Subject(name, sigmas, sample)
-
-
-def wall_clock(steps: int, repeats: int) -> list[dict[str, Any]]:
-    """Two CPU devices against one, a thread each, sequential and drafted alternately: medians."""
-    import comfy.sample
-    import comfy.samplers
-
-    from ..drafting.replicas import DraftRefine, spread
-    from ..students.loader import Source, load_unet
-    from ..students.pipeline import load_clip
-
-    model, clip = load_unet(Source(ROOT / "tiny" / "teacher", "tiny/teacher")), load_clip(ROOT / "tiny", [])
-    two = spread(model, "cpu, cpu:1", 0)
-    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, ""))
-    inner = comfy.samplers.sampler_object("euler")
-    noise = torch.randn(1, 4, 48, 48, generator=torch.Generator().manual_seed(0))
-    sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", "karras", 1.0).sigmas
-    rounds: list[int] = []
-    sampler = DraftRefine(inner, "aggressive", 2, 1.0, on_report=lambda report: rounds.append(len(report.rounds)))
-    seconds: dict[str, list[float]] = {"one": [], "two": []}
-    for _ in range(repeats + 1):
-        for place, patcher, method in (("one", model, inner), ("two", two, sampler)):
-            started = time.perf_counter()
-            comfy.sample.sample_custom(patcher, noise, 4.0, method, sigmas, positive, negative, torch.zeros_like(noise),
-                                       disable_pbar=True, seed=0)
-            seconds[place].append(time.perf_counter() - started)
-    one, two_s = (statistics.median(values[1:]) for values in seconds.values())
-    return [{"model": "tiny/teacher, 384x384", "sampler": "euler", "schedule": "karras", "steps": steps, "mode": "aggressive",
-             "drafts": "extrapolated", "width": 2, "rounds": rounds[-1], "wall_s": two_s, "sequential_wall_s": one,
-             "speed_up": one / two_s}]

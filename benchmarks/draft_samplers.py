@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ._draft_subjects import Subject, subjects
 from ._parallel_peers import relative_rms
-from .draft_refine import TOLERANCE, Subject, subjects
+from .draft_refine import TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WIDTH = 28, 4
@@ -39,7 +40,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     reasons = Reasons()
     logging.getLogger("dizzydiff").addHandler(reasons)
     with torch.inference_mode():
-        models = [subject for subject in subjects(quick=True) if subject.name != "mixture B"]
+        models = [subject for subject in subjects(teacher=False) if subject.name != "mixture B"]
         return [measure(subject, name, 4 if quick else 16, reasons) for subject in models for name in comfy.samplers.SAMPLER_NAMES]
 
 

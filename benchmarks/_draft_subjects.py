@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What draft-refine is measured on: exact Gaussian mixtures and the embedded pipeline, sampled through ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._mixture import Mixture
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "a small red circle left of a blue square on white"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to sample: ``sample(sampler, sigmas, seeds)`` gives latents [len(seeds), ...] through ComfyUI."""
+
+    name: str
+    sigmas: Callable[[str, int, str], Tensor]
+    sample: Callable[[Any, Tensor, list[int]], Tensor]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is a mixture, whose calls cost next to nothing."""
+        return self.name.startswith("mixture")
+
+
+def subjects(teacher: bool) -> Iterator[Subject]:
+    """Two mixtures, the embedded teacher with CFG 4 if asked for, the embedded student."""
+    yield mixture("mixture A", Mixture(0, 6, 0.15, sampling()))
+    yield mixture("mixture B", Mixture(1, 3, 0.5, sampling()))
+    if teacher:
+        yield embedded("tiny/teacher", 4.0)
+    yield embedded("tiny", 1.0)
+
+
+def sampling() -> Any:
+    """SD's sigmas, for the mixtures."""
+    import comfy.model_sampling
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+        pass
+
+    return Sampling()
+
+
+def mixture(name: str, model: Mixture) -> Subject:
+    """A mixture inside ComfyUI's own sampler call, with the guider's part played by the mixture."""
+    import comfy.samplers
+
+    class Guider:
+        def __init__(self) -> None:
+            self.inner_model, self.model_patcher = model.inner_model.inner_model, model.inner_model.model_patcher
+            self.conds: dict[str, list] = {}
+            self.cfg = 1.0
+
+        def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
+            denoised = model(x, sigma)
+            for hook in model_options.get("sampler_post_cfg_function", []):
+                denoised = hook({"denoised": denoised, "uncond_denoised": denoised})
+            return denoised
+
+    def sigmas(sampler: str, steps: int, schedule: str) -> Tensor:
+        return comfy.samplers.calculate_sigmas(model.inner_model.inner_model.model_sampling, schedule, steps)
+
+    def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
+        noise = torch.stack([torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": seeds[0]}
+        guider = Guider()
+        return sampler.sample(guider, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
+
+    return Subject(name, sigmas, sample)
+
+
+def embedded(name: str, cfg: float, prompt: str = PROMPT) -> Subject:
+    """The embedded student (CFG 1, guidance 4) or its teacher, a row a seed."""
+    import comfy.sample
+    import comfy.samplers
+    import node_helpers
+
+    from ..drafting.replicas import spread
+    from ..students.loader import Source, load_student, load_unet
+    from ..students.pipeline import load_clip
+
+    tiny = ROOT / "tiny"
+    model = load_unet(Source(tiny / "teacher", name)) if name.endswith("teacher") else load_student(Source(tiny / "unet", name))
+    model, clip = spread(model, "batch", 0), load_clip(tiny, [])
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
+    positive = node_helpers.conditioning_set_values(positive, {"guidance": 4.0})
+
+    def sigmas(sampler: str, steps: int, schedule: str) -> Tensor:
+        return comfy.samplers.KSampler(model, steps, model.load_device, sampler, schedule, 1.0).sigmas
+
+    def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
+        noise = torch.stack([torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, torch.zeros_like(noise),
+                                          disable_pbar=True, seed=seeds[0])
+
+    return Subject(name, sigmas, sample)

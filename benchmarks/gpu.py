@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The speed of the whole on one GPU, with random weights of real sizes. Without a GPU, use --quick: toy sizes on the CPU.
+
+Parts, each cut off after 8 minutes; the environment variable DIZZYDIFF_GPU_PARTS names those to run ("batches, kernels").
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..devtools.inprocess import enter_comfyui
+from ..devtools.process import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 480
+WANTED = "DIZZYDIFF_GPU_PARTS"
+Part = Callable[[torch.device, bool], Iterator[dict[str, Any]]]
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """All rows; each names its part and the device it was measured on."""
+    on_cpu = not torch.cuda.is_available()
+    enter_comfyui(ROOT, cpu=on_cpu)
+    device = torch.device("cpu" if on_cpu else "cuda:0")
+    name = "CPU" if on_cpu else torch.cuda.get_device_name(device)
+    if on_cpu and not quick:
+        raise SystemExit("This machine has no CUDA device. With --quick the script runs at toy sizes on the CPU, to show that it works.")
+    rows = []
+    for part, measure in parts().items():
+        started = time.perf_counter()
+        for row in measure(device, quick):
+            rows.append({"part": part, "device": name, **({"toy": True} if quick else {}), **row})
+            print(rows[-1], file=sys.stderr, flush=True)
+            if time.perf_counter() - started > LIMIT_S:
+                rows.append({"part": part, "device": name, "cut_off_after_s": LIMIT_S})
+                break
+    return rows
+
+
+def parts() -> dict[str, Part]:
+    """Those that are wanted, by name. Exits where a name is none of them."""
+    from . import _gpu_calls, _gpu_drafts, _gpu_kernels
+
+    every: dict[str, Part] = {
+        "import": import_time, "passes": _gpu_drafts.passes, "kernels": _gpu_kernels.kernels, "student step": _gpu_calls.student_step,
+        "launches": _gpu_calls.launches, "batches": _gpu_calls.batches, "threads": _gpu_calls.threads, "drafted": _gpu_drafts.drafted,
+    }
+    wanted = [name.strip() for name in os.environ.get(WANTED, "").split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in every]:
+        raise SystemExit(f"{WANTED} names {', '.join(unknown)}; expected some of: {', '.join(every)}.")
+    return {name: every[name] for name in wanted} if wanted else every
+
+
+def import_time(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+    """What the pack adds to the start of a ComfyUI that has imported everything of its own."""
+    script = f"""
+import asyncio, pathlib, runpy, sys, time
+root = pathlib.Path({str(ROOT)!r})
+load_package = runpy.run_path(str(root / "devtools" / "package.py"))["load_package"]
+load_package("devtools", root / "devtools")
+from devtools.inprocess import enter_comfyui
+enter_comfyui(root)
+import comfy.multigpu, comfy.sd, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_model_advanced, nodes
+from comfy_api.latest import io
+started, used = time.perf_counter(), time.process_time()
+load_package("dizzydiff", root)
+extension = asyncio.run(sys.modules["dizzydiff"].comfy_entrypoint())
+asyncio.run(extension.get_node_list())
+print(time.perf_counter() - started, time.process_time() - used)
+"""
+    runs = [subprocess.run([sys.executable, "-P", "-c", script], env=environment(), capture_output=True, text=True, check=True).stdout
+            for _ in range(1 if quick else 5)]
+    wall, cpu = (min(float(out.split()[which]) for out in runs) for which in (-2, -1))
+    yield {"pack_import_s": wall, "pack_import_cpu_s": cpu}
