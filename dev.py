@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # for devtools; no part of ComfyUI is imported into this process
 
+from devtools import browser
 from devtools.comfyui import make_base
 from devtools.environment import Workshop, set_up
 from devtools.process import SetupFailed, environment, say
@@ -43,6 +44,7 @@ def demo(workshop: Workshop) -> int:
 
 def test(workshop: Workshop, arguments: list[str]) -> int:
     """ruff, mypy and pytest; every one runs, and any failure fails the whole."""
+    chromium = browser.provide(workshop.scratch / "logs" / "chromium.log")
     packages = make_base(ROOT, workshop.scratch / "base") / "custom_nodes"
     checks = {
         "ruff": lambda: python_in(workshop, "-m", "ruff", "check", "."),
@@ -55,6 +57,8 @@ def test(workshop: Workshop, arguments: list[str]) -> int:
         if check() != 0:
             failed.append(name)
     say(f"failed: {', '.join(failed)}" if failed else "all checks passed")
+    if chromium is None:
+        say(f"THE BROWSER TESTS DID NOT RUN: {browser.MISSING}")
     return 1 if failed else 0
 
 
@@ -68,6 +72,14 @@ def serve(workshop: Workshop) -> int:
         return server.process.wait()
 
 
+def pictures(workshop: Workshop) -> int:
+    """Draw icon and banner (assets/), and run every workflow for its thumbnail (workflows/*.jpg)."""
+    base, output = make_base(ROOT, workshop.scratch / "base"), ROOT / "output"
+    with running(workshop.python, workshop.comfyui.path, base, output, workshop.scratch / "logs" / "pictures.log") as server:
+        folders = ["--output", str(output), "--temp", str(base / "temp")]
+        return python_in(workshop, str(ROOT / "devtools" / "pictures.py"), server.address, str(ROOT), *folders)
+
+
 def bench(workshop: Workshop, name: str, quick: bool, json_file: Path) -> int:
     """Run benchmarks/NAME.py and write its rows."""
     runner = [str(ROOT / "benchmarks" / "__main__.py"), name, "--json", str(json_file.resolve())]
@@ -79,6 +91,11 @@ def tiny(workshop: Workshop, arguments: list[str]) -> int:
     return python_in(workshop, str(ROOT / "tiny" / "__main__.py"), "--comfyui", str(workshop.comfyui.path), *arguments)
 
 
+def distill(workshop: Workshop, arguments: list[str]) -> int:
+    """Train a guided student of your own model, without a browser; goes on where it stopped. `distill --help` says how."""
+    return python_in(workshop, str(ROOT / "students" / "distill" / "__main__.py"), *arguments, cwd=Path.cwd())
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -86,13 +103,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("demo", help=demo.__doc__)
     commands.add_parser("test", help=f"{test.__doc__} Further arguments go to pytest.")
     commands.add_parser("serve", help=serve.__doc__)
+    commands.add_parser("pictures", help=pictures.__doc__)
     benchmark = commands.add_parser("bench", help=bench.__doc__)
     benchmark.add_argument("name", metavar="NAME")
     benchmark.add_argument("--quick", action="store_true", help="fewer repeats, smaller sizes")
     benchmark.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the rows go")
     commands.add_parser("tiny", help=f"{tiny.__doc__} Further arguments go to the recipe.")
+    commands.add_parser("distill", help=distill.__doc__, add_help=False)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "tiny"):
+    if rest and options.command not in ("test", "tiny", "distill"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     return options, rest
 
@@ -110,10 +129,14 @@ def main(arguments: list[str]) -> int:
                 return test(workshop, rest)
             case "serve":
                 return serve(workshop)
+            case "pictures":
+                return pictures(workshop)
             case "bench":
                 return bench(workshop, options.name, options.quick, options.json)
             case "tiny":
                 return tiny(workshop, rest)
+            case "distill":
+                return distill(workshop, rest)
         return 0
     except (SetupFailed, ServerFailed) as failure:
         print(failure, file=sys.stderr)

@@ -31,8 +31,8 @@ def describe(workflow: dict[str, Any], data: dict[str, Any]) -> str | None:
     return f"{title(workflow, str(data['node']))}: {value}/{most}" if value % tenth == 0 or value == most else None
 
 
-async def queue(address: str, workflow: dict[str, Any]) -> list[dict[str, str]]:
-    """The saved pictures of a workflow ({filename, subfolder, type} each); raises :class:`PromptFailed`."""
+async def run_outputs(address: str, workflow: dict[str, Any]) -> list[dict[str, str]]:
+    """The pictures of a workflow ({filename, subfolder, type} each; type "temp" is a preview); raises :class:`PromptFailed`."""
     client = uuid.uuid4().hex
     async with (
         aiohttp.ClientSession(address) as session,
@@ -68,10 +68,11 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="ComfyUI's output folder")
     options = parser.parse_args()
     try:
-        pictures = asyncio.run(queue(options.address, json.loads(options.workflow.read_text())))
+        made = asyncio.run(run_outputs(options.address, json.loads(options.workflow.read_text())))
     except (PromptFailed, aiohttp.ClientError) as failure:
         print(f"The workflow failed: {failure}", file=sys.stderr)
         return 1
+    pictures = [picture for picture in made if picture["type"] == "output"]
     for picture in pictures:
         print(options.output / picture["subfolder"] / picture["filename"])
     if not pictures:

@@ -39,12 +39,16 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def request(self, path: str, body: Any = None, timeout: float = 30.0) -> Any:
-        """JSON answer to a GET of ``path``, or to a POST where there is a body; raises :class:`urllib.error.HTTPError`."""
+        """JSON answer, None where it is empty, to a GET of ``path``, or to a POST where there is a body.
+
+        Raises :class:`urllib.error.HTTPError`.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         # Loopback is reached directly, whatever proxy the environment names.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout) as answer:
-            return json.load(answer)
+            told = answer.read()
+            return json.loads(told) if told else None
 
 
 def has_cuda() -> bool:

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from devtools.server import Server
 
-NODES = ["DizzyDiffDevices", "DizzyDiffDraftRefine", "DizzyDiffDraftRefineKSampler", "DizzyDiffGuidanceSweep", "DizzyDiffLoadPipeline",
-         "DizzyDiffLoadStudent", "DizzyDiffStabilityGrid", "DizzyDiffStabilityProfile", "DizzyDiffStabilitySampler",
-         "DizzyDiffStudentGuidance", "DizzyDiffStudentSampler"]
+NODES = ["DizzyDiffDevices", "DizzyDiffDistillGuidance", "DizzyDiffDraftRefine", "DizzyDiffDraftRefineKSampler", "DizzyDiffGuidanceSweep",
+         "DizzyDiffLoadPipeline", "DizzyDiffLoadStudent", "DizzyDiffStabilityGrid", "DizzyDiffStabilityProfile",
+         "DizzyDiffStabilitySampler", "DizzyDiffStudentGuidance", "DizzyDiffStudentSampler"]
 
 
 def run(server: Server, prompt: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
@@ -75,6 +75,16 @@ def test_every_node_is_listed_once(comfy_server: Server) -> None:
 
 
 @pytest.mark.parametrize("node", NODES)
+def test_every_node_and_each_of_its_sockets_says_what_it_is_for(node: str, comfy_server: Server) -> None:
+    told = comfy_server.request(f"/object_info/{node}")[node]
+    assert told["description"] and told["search_aliases"]
+    assert told["category"].partition("/")[0] == "DizzyDiff" and told["category"].count("/") == 1
+    inputs = {name: kind[1] for group in ("required", "optional") for name, kind in told["input"].get(group, {}).items()}
+    assert not [name for name, options in inputs.items() if not options.get("tooltip")]
+    assert len(told["output_tooltips"]) == len(told["output"]) and all(told["output_tooltips"])
+
+
+@pytest.mark.parametrize("node", NODES)
 def test_every_node_has_a_help_page(node: str, comfy_server: Server) -> None:
     with urllib.request.urlopen(f"{comfy_server.address}/extensions/dizzydiff/docs/{node}.md", timeout=30) as answer:
         assert len(answer.read()) > 200
@@ -108,14 +118,30 @@ def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
     assert run(comfy_server, good_prompt(root, guidance))["status"]["status_str"] == "success"
 
 
-def test_a_list_of_scales_that_cannot_be_read_is_an_error_at_the_sweep(comfy_server: Server, root: Path) -> None:
-    prompt = json.loads((root / "workflows" / "api" / "guidance_sweep.json").read_text(encoding="utf-8"))
-    (sweep,) = [node for node in prompt.values() if node["class_type"] == "DizzyDiffGuidanceSweep"]
-    sweep["inputs"]["scales"] = "1, two, 4"
-    error = error_of(run(comfy_server, prompt))
-    assert error["node_type"] == "DizzyDiffGuidanceSweep"
-    assert "two" in error["exception_message"]
-    assert run(comfy_server, good_prompt(root, 2.9))["status"]["status_str"] == "success"
+@pytest.mark.parametrize(
+    ("workflow", "node", "name", "value", "said"),
+    [
+        ("guidance_sweep", "DizzyDiffGuidanceSweep", "scales", "1, two, 4", "expected numbers from 0 to 100"),
+        ("draft_refine", "DizzyDiffDevices", "devices", "two of them", 'Expected "auto", "batch"'),
+        ("draft_refine", "DizzyDiffDevices", "devices", "cuda:7", "is not on this machine"),
+        ("draft_refine", "DizzyDiffDraftRefineKSampler", "denoise", 1e-09, "expected 0, or a share of the noise from 0.001 to 1"),
+        ("draft_refine", "DizzyDiffDraftRefineKSampler", "denoise", 2, "expected 0, or a share of the noise from 0.001 to 1"),
+        ("guided_student", "DizzyDiffStudentGuidance", "guidance", 101, "100"),
+    ],
+)
+def test_a_wrong_value_is_refused_at_its_node_before_anything_runs(
+    workflow: str, node: str, name: str, value: Any, said: str, comfy_server: Server, root: Path
+) -> None:
+    prompt = json.loads((root / "workflows" / "api" / f"{workflow}.json").read_text(encoding="utf-8"))
+    (key,) = [key for key, each in prompt.items() if each["class_type"] == node]
+    prompt[key]["inputs"][name] = value
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        comfy_server.request("/prompt", {"prompt": prompt})
+    answer = json.load(refused.value)
+    assert (refused.value.code, list(answer["node_errors"])) == (400, [key])
+    (error,) = answer["node_errors"][key]["errors"]
+    assert error["extra_info"]["input_name"] == name
+    assert str(value) in str(error) and said in str(error)
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..\\..\\secrets.safetensors"])

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import tomllib
+from PIL import Image
 
 from devtools.process import environment
 
@@ -35,7 +39,20 @@ def test_the_registry_finds_what_it_needs(root: Path) -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     assert settings["project"]["name"] == "dizzydiff"
     assert {"version", "license", "requires-python", "urls"} <= settings["project"].keys()
-    assert {"PublisherId", "DisplayName", "requires-comfyui"} <= settings["tool"]["comfy"].keys()
+    assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= settings["tool"]["comfy"].keys()
+
+
+def test_icon_and_banner_are_where_the_registry_is_told_and_of_its_shapes(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    here = settings["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main/"
+    icon, banner = (Image.open(root / settings["tool"]["comfy"][name].removeprefix(here)) for name in ("Icon", "Banner"))
+    assert icon.width == icon.height <= 400
+    assert banner.width * 9 == banner.height * 21
+
+
+def test_the_changelog_knows_the_version(root: Path) -> None:
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\n## {version}\n" in (root / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["requirements-dev.txt", "constraints.txt"])
@@ -50,3 +67,32 @@ def test_the_registrys_own_tool_accepts_the_pack(root: Path, tmp_path: Path) -> 
     done = subprocess.run(command, cwd=root, env=environment(private), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("version", "older"), [("0.26.9", True), ("0.3.75", True), ("0.27.0", False), ("0.30.0", False), ("1.0", False)])
+def test_an_older_comfyui_is_told_apart(version: str, older: bool, root: Path) -> None:
+    import dizzydiff
+
+    assert dizzydiff.is_older(version, dizzydiff.OLDEST_COMFYUI) is older
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    assert settings["tool"]["comfy"]["requires-comfyui"] == f">={dizzydiff.OLDEST_COMFYUI}"
+
+
+def test_an_older_comfyui_gets_one_line_and_no_nodes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import dizzydiff
+
+    latest = types.SimpleNamespace(ComfyExtension=object, io=None)
+    monkeypatch.setitem(sys.modules, "comfy_api", types.SimpleNamespace(latest=latest))
+    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
+    monkeypatch.setitem(sys.modules, "comfyui_version", types.SimpleNamespace(__version__="0.26.0"))
+    extension = asyncio.run(dizzydiff.comfy_entrypoint())
+    assert asyncio.run(extension.get_node_list()) == []
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "DizzyDiff needs ComfyUI 0.27.0 or newer, and this is 0.26.0. Update ComfyUI to get its nodes."
+
+
+def test_every_picture_that_a_page_shows_is_there(root: Path) -> None:
+    pages = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "web" / "docs").rglob("*.md")]
+    shown = [(page, name) for page in pages for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
+    assert len(shown) >= 10
+    assert not [f"{page.name}: {name}" for page, name in shown if not (page.parent / name).is_file()]

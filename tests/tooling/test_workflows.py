@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,16 @@ def test_nothing_overlaps_and_every_node_stands_in_a_titled_group(graph: dict[st
 def test_a_note_explains_the_graph(graph: dict[str, Any]) -> None:
     (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
     assert len(note["widgets_values"][0]) > 100
+
+
+def test_models_that_are_not_in_the_pack_come_with_their_download(graph: dict[str, Any]) -> None:
+    for node in graph["nodes"]:
+        names = [value for value in node["widgets_values"] if str(value).endswith(".safetensors")]
+        models = node["properties"].get("models", [])
+        assert [model["name"] for model in models] == names
+        for model in models:
+            assert re.fullmatch(rf"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/{re.escape(model['name'])}", model["url"])
+            assert model["directory"] in ("checkpoints", "diffusion_models")
 
 
 def test_links_agree_with_the_sockets_at_both_ends(graph: dict[str, Any]) -> None:

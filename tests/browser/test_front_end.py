@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a user does in the graph editor, done by a real browser. Screenshots are kept in .dev/screenshots."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from devtools.server import Server
+
+from .front_end import FrontEnd
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+FOUND = {
+    "lcm": "Load Guided Student",
+    "guidance distilled": "Load Guided Student",
+    "multi gpu": "Draft Devices",
+    "parallel": "Draft-Refine KSampler",
+    "sigmas": "Stability Grid",
+}
+"""Where the words that users look for must lead."""
+
+Box = list[float]
+
+
+def models(path: Path) -> dict[int, str]:
+    """The models that a workflow downloads, by the node that loads them."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    return {node["id"]: model["name"] for node in nodes for model in node["properties"].get("models", [])}
+
+
+def workflow(name: str) -> Path:
+    return next(path for path in WORKFLOWS if path.stem == name)
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def inside(a: Box, b: Box) -> bool:
+    return b[0] <= a[0] and b[1] <= a[1] and a[0] + a[2] <= b[0] + b[2] and a[1] + a[3] <= b[1] + b[3]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_dropped_workflow_is_whole_tidy_and_queues_what_its_api_copy_says(path: Path, front_end: FrontEnd) -> None:
+    front_end.drop(path)
+    nodes, missing = front_end.nodes(), models(path)
+    assert all(node["known"] for node in nodes)
+    assert {node["id"] for node in nodes if node["red"]} == missing.keys()
+    assert front_end.error().is_visible() == bool(missing)
+    assert not [(a["title"], b["title"]) for a, b in itertools.combinations(nodes, 2) if overlap(a["box"], b["box"])]
+    groups = front_end.groups()
+    assert not [node["title"] for node in nodes if not any(inside(node["box"], group) for group in groups)]
+    assert front_end.prompt() == json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+
+
+def test_run_shows_the_pictures_in_their_node_and_a_saved_picture_brings_the_graph_back(
+    front_end: FrontEnd, comfy_server: Server
+) -> None:
+    front_end.drop(workflow("guided_student"))
+    front_end.run()
+    pictures, prompt = front_end.pictures("SaveImage"), front_end.prompt()
+    assert list(pictures.values()) == [[96, 96]] * 4
+
+    front_end.drop(comfy_server.output / next(iter(pictures)))
+    assert front_end.prompt() == prompt
+    expect(front_end.error()).to_be_hidden()
+
+
+@pytest.mark.parametrize(("words", "title"), FOUND.items(), ids=FOUND.keys())
+def test_a_double_click_and_the_words_users_know_find_the_node(words: str, title: str, front_end: FrontEnd) -> None:
+    assert title in front_end.search(words)
+    front_end.page.get_by_role("option", name=title).first.click()
+    front_end.page.mouse.click(800, 600)
+    assert [node["title"] for node in front_end.nodes()] == [title]
+
+
+def test_every_node_is_found_by_its_name(front_end: FrontEnd, comfy_server: Server) -> None:
+    nodes = comfy_server.request("/object_info").values()
+    names = [node["display_name"] for node in nodes if node["category"].startswith("DizzyDiff/")]
+    assert [name for name in names if name not in front_end.search(name)] == []
+
+
+def test_a_nodes_help_opens_with_its_picture(front_end: FrontEnd) -> None:
+    front_end.drop(workflow("draft_refine"))
+    front_end.select("DizzyDiffDraftRefineKSampler")
+    front_end.page.get_by_test_id("info-button").click()
+    expect(front_end.page.get_by_role("heading", name="Draft-Refine KSampler", exact=True)).to_be_visible()
+    picture = front_end.page.get_by_test_id("properties-panel").get_by_role("img").first
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+    picture.scroll_into_view_if_needed()
+
+
+def test_missing_models_are_offered_for_download(front_end: FrontEnd) -> None:
+    path = workflow("lcm_dreamshaper")
+    front_end.drop(path)
+    front_end.page.get_by_role("button", name="View details").click()
+    offered = front_end.page.get_by_test_id("missing-model-importable-rows")
+    for name in models(path).values():
+        expect(offered).to_contain_text(name)
+    expect(offered.get_by_test_id("missing-model-download")).to_have_count(len(models(path)))
+    front_end.settle()
+
+
+def test_a_wrong_value_is_explained_at_its_node(front_end: FrontEnd) -> None:
+    front_end.drop(workflow("guidance_sweep"))
+    front_end.page.evaluate("app.graph.nodes.find(node => node.type === 'DizzyDiffGuidanceSweep').widgets[0].value = '1, two'")
+    front_end.run()
+    expect(front_end.error()).to_contain_text("Guidance Sweep rejected the value for scales")
+    assert [node["type"] for node in front_end.nodes() if node["red"]] == ["DizzyDiffGuidanceSweep"]
+    page = front_end.page
+    page.get_by_role("button", name="View details").click()
+    page.get_by_role("button", name="Info for Guidance Sweep - scales").click()
+    expect(page.get_by_text('got "1, two"; expected numbers from 0 to 100')).to_be_visible()
+    front_end.problems.clear()  # the page logs the refusal that this test provokes
+
+
+def test_the_template_browser_shows_every_workflow_with_its_picture(front_end: FrontEnd) -> None:
+    page = front_end.page
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_text("dizzydiff", exact=True).last.click()
+    for path in WORKFLOWS:
+        card = page.get_by_test_id(f"template-workflow-{path.stem}")
+        card.scroll_into_view_if_needed()  # a card's picture is loaded when it comes into view
+        picture = card.get_by_role("img").first.evaluate("image => image.decode().then(() => [image.naturalWidth, image.currentSrc])")
+        assert picture[0] == 512 and not picture[1].endswith("default-template.png"), path.stem
+    front_end.settle()
+
+
+def test_the_nodes_speak_chinese(front_end: FrontEnd, comfy_server: Server) -> None:
+    set_language = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
+    front_end.page.evaluate(set_language, "zh")
+    try:
+        chinese = FrontEnd(front_end.page.context.new_page())
+        chinese.open(comfy_server.address)
+        chinese.drop(workflow("guided_student"))
+        assert "学生引导强度" in [node["title"] for node in chinese.nodes()]
+        chinese.page.close()
+    finally:
+        front_end.page.evaluate(set_language, "en")

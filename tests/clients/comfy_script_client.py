@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes a graph as Python through comfy-script, runs it and prints the files it saved, as JSON: ADDRESS."""
+
+import json
+import sys
+
+from comfy_script.runtime import Workflow, load
+
+load(sys.argv[1])
+from comfy_script.runtime import nodes  # noqa: E402 - made by load()
+
+with Workflow(wait=True):
+    model, clip, vae = nodes.DizzyDiffLoadPipeline("tiny")
+    prompt = nodes.CLIPTextEncode("a red circle on white", clip)
+    positive, latent = nodes.DizzyDiffGuidanceSweep(prompt, nodes.EmptyLatentImage(96, 96, 1), "2, 4")
+    sampled = nodes.KSampler(model, 1, 4, 1.0, "euler", "simple", positive, prompt, latent, 1.0)
+    saved = nodes.SaveImage(nodes.VAEDecode(sampled, vae), "comfy_script").wait()
+print(json.dumps([picture["filename"] for picture in saved._output["images"]]))
