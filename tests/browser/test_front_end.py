@@ -14,6 +14,7 @@ from devtools.server import Server
 
 from .front_end import FrontEnd
 
+pytestmark = pytest.mark.flaky(reruns=2, only_rerun=["TimeoutError"])
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 FOUND = {
     "lcm": "Load Guided Student",
