@@ -17,6 +17,8 @@ SMALLEST_GAP = 1e-4
 """In c: of points so near to one another that a step between them does nothing."""
 IMAGE = 2.5**0.5
 """How much more the image's deviation weighs than one state's."""
+FAR = 1e6
+"""More than any length that matters."""
 FLAT = 1e-4
 """Relative gain in a round below which it is the last."""
 
@@ -38,17 +40,18 @@ def deviations(replay: Replay, grids: Tensor, solver: str) -> Tensor:
 
 
 def loss(replay: Replay, grids: Tensor, solver: str) -> Tensor:
-    """[G]: the mean over probes of the length of :func:`deviations`, and the solver's price of unevenness; infinite where one explodes.
+    """[G]: the mean over probes of l / sqrt(1 + l^2), l the length of :func:`deviations`, and the solver's price of unevenness.
 
-    Not the square of the length: that would be the square of the one probe on a border between modes, where what is linear explodes.
+    A probe that strays as far as states differ has become another image, and by how far does not matter: where trajectories
+    fold, what is linear explodes, and one such probe would decide for all that can still be kept.
     """
-    lengths = _lengths(deviations(replay, grids, solver)).mean(-1)
+    l = _lengths(deviations(replay, grids, solver))
     bends = _bends(_gaps(replay, grids).log())
-    return (lengths + SOLVERS[solver].evenness * bends.square().sum(-1)).nan_to_num(nan=torch.inf)
+    return (l / torch.hypot(l, torch.ones_like(l))).mean(-1) + SOLVERS[solver].evenness * bends.square().sum(-1)
 
 
 def _lengths(e: Tensor) -> Tensor:
-    return e.square().sum((1, 3)).sqrt().clamp(min=1e-9)
+    return e.square().sum((1, 3)).sqrt().nan_to_num(nan=FAR).clamp(1e-9, FAR)
 
 
 def _bends(theta: Tensor) -> Tensor:
@@ -84,9 +87,10 @@ def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
 def _residuals(replay: Replay, theta: Tensor, solver: str) -> Tensor:
     """Of logits [G, N]: [G, M], half of whose sum of squares has the gradient of :func:`loss` at the first of them."""
     e = deviations(replay, _grids(replay, theta), solver)
-    weights = 1 / (e.shape[2] * _lengths(e[:1]))
+    l = _lengths(e[:1])
+    weights = 1 / (e.shape[2] * l * torch.hypot(l, torch.ones_like(l)) ** 3)
     bends = (2 * SOLVERS[solver].evenness) ** 0.5 * _bends(theta)
-    return torch.cat([(e * weights.sqrt()[:, None, :, None]).flatten(1), bends], dim=1)
+    return torch.cat([(e.nan_to_num() * weights.sqrt()[:, None, :, None]).flatten(1), bends], dim=1)
 
 
 def _gaps(replay: Replay, grids: Tensor) -> Tensor:

@@ -97,15 +97,17 @@ def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measur
     assert off < 0.3 * was_off
 
 
+@pytest.mark.parametrize(("probes", "growth"), [(1, 3.0), (2, 30.0)])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_one_probe_on_a_border_does_not_decide_the_grid(solver: str) -> None:
-    """A probe in which errors grow by e^3 on the way: the others' grid gains nothing by serving it alone."""
+def test_probes_on_a_border_do_not_decide_the_grid(solver: str, probes: int, growth: float) -> None:
+    """Probes in which errors grow by many times e on the way: the others' grid gains nothing by serving those alone."""
     r = replayed()
     responses = r.responses.clone()
-    responses[FINE // 4 : FINE // 2, 0] += 3 * torch.eye(responses.shape[-1], dtype=torch.float64)
+    responses[FINE // 4 : FINE // 2, :probes] += growth * torch.eye(responses.shape[-1], dtype=torch.float64)
     wild = replace(r, responses=responses)
     calm, beside = grids.make_grid(r, 8, solver), grids.make_grid(wild, 8, solver)
-    others = replace(r, states=r.states[:, 1:], denoised=r.denoised[:, 1:], responses=r.responses[:, 1:], end=r.end[1:])
+    states, denoised, kept = (table[:, probes:] for table in (r.states, r.denoised, r.responses))
+    others = replace(r, states=states, denoised=denoised, responses=kept, end=r.end[probes:])
     assert loss(others, beside[None], solver) < 1.5 * loss(others, calm[None], solver)
 
 
