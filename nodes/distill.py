@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..students.distill import native, plot
+from ..students.distill import native, plot, routing, several
 from ..students.distill.run import Job, Running, distil
 from ..students.distill.training import Plan, Progress
 from ..students.formats import inside
@@ -64,6 +64,9 @@ class DistillGuidance(io.ComfyNode):
                 io.Combo.Input("learn_from", options=["model", "pictures"], default="model", advanced=True,
                                tooltip="model: the states come from the teacher's own trajectories, no picture is needed."),
                 io.Boolean.Input("gradient_checkpointing", default=True, advanced=True, tooltip="Less memory, about a third more time."),
+                io.Int.Input("students", default=1, min=1, max=64, advanced=True,
+                             tooltip="More than 1: the prompts are split by likeness, and each part gets a student of its own, trained one "
+                                     "after the other. A batch may mix them."),
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="Noise levels of the first student of stage two, such as from Stability Grid. Default: simple."),
             ],
@@ -79,7 +82,7 @@ class DistillGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, prompts: str, latent: dict, name: str, updates: int, g_min: float, g_max: float,
                 student_steps: str, seed: int, batch: int = 4, rank: int = 16, learning_rate: float = 0.001, step_updates: int = 600,
-                negative: str = "", learn_from: str = "model", gradient_checkpointing: bool = True,
+                negative: str = "", learn_from: str = "model", gradient_checkpointing: bool = True, students: int = 1,
                 sigmas: torch.Tensor | None = None) -> io.NodeOutput:
         steps = 0 if student_steps == "any" else int(student_steps)
         first_steps = max(8, steps) if sigmas is None else len(sigmas) - 1
@@ -90,9 +93,14 @@ class DistillGuidance(io.ComfyNode):
                   Plan(updates, (g_min, g_max), batch, learning_rate, seed, rank, steps, first_steps, step_updates), path, negative,
                   samples if learn_from == "pictures" else None, sigmas, gradient_checkpointing)
         show = Show(model, (g_min + g_max) / 2)
-        result = distil(job, show)
-        picture = plot.draw(result.losses, len(result.losses), result.borders, show.pictures)
-        return io.NodeOutput(native.student_of(model, result.adapter, path.name), _image(picture))
+        if students > 1:
+            manifest, results = several.distil_several(job, students, show)
+            student = routing.students_of(model, manifest, several.loader(path, manifest), path.name)
+        else:
+            results = [distil(job, show)]
+            student = native.student_of(model, results[0].adapter, path.name)
+        pictures = [plot.draw(result.losses, len(result.losses), result.borders, show.pictures) for result in results]
+        return io.NodeOutput(student, torch.cat([_image(picture) for picture in pictures]))
 
 
 def student_path(name: str) -> Path:
@@ -112,12 +120,12 @@ class Show:
 
     def __call__(self, running: Running, progress: Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        done, total, preview = len(progress.losses), running.training.total, None
-        if done % PREVIEW_EVERY == 0 or done == total:
+        preview, updates, of = None, len(progress.losses), running.training.total
+        if updates % PREVIEW_EVERY == 0 or updates == of:
             if self.previewer is not None:
                 self.pictures = [self.previewer.decode_latent_to_preview(row[None]) for row in running.samples(PREVIEWED, self.g)]
-            preview = ("JPEG", plot.draw(progress.losses, total, running.borders, self.pictures), plot.WIDTH)
-        self.bar.update_absolute(done, total, preview)
+            preview = ("JPEG", plot.draw(progress.losses, of, running.borders, self.pictures), plot.WIDTH)
+        self.bar.update_absolute(running.done, running.total, preview)
 
 
 def _image(picture: Image.Image) -> torch.Tensor:

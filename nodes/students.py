@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 
 from ..students import library, loader
-from ..students.distill import native
+from ..students.distill import routing
 from ..students.errors import BadScales
 from ..students.guidance import parse_scales
 from ..students.pipeline import load_clip, load_vae
@@ -47,15 +47,19 @@ class LoadStudent(io.ComfyNode):
                                tooltip="What the weights are stored as. The guidance is always embedded in fp32."),
                 io.Model.Input("teacher", optional=True,
                                tooltip="Only for students made by Distill Guidance: the model they were distilled from."),
+                io.Int.Input("students_in_memory", default=routing.IN_MEMORY, min=1, max=64, optional=True, advanced=True,
+                             tooltip="Of several students that share the prompts between them: how many are held at a time. The others "
+                                     "are read when a prompt needs them."),
             ],
             outputs=[io.Model.Output(tooltip="The student. Sample it at CFG 1.")])
 
     @classmethod
-    def execute(cls, student: str, weight_dtype: str = "default", teacher: Any = None) -> io.NodeOutput:
+    def execute(cls, student: str, weight_dtype: str = "default", teacher: Any = None,
+                students_in_memory: int = routing.IN_MEMORY) -> io.NodeOutput:
         roots = [root for kind in FILE_KINDS for root in _roots(kind)]
         path = library.find_student(student, _student_folders(), roots)
         if teacher is not None:
-            return io.NodeOutput(native.load_student(path, student, teacher))
+            return io.NodeOutput(routing.load_student(path, student, teacher, students_in_memory))
         return io.NodeOutput(loader.load_student(loader.Source(path, student, weight_dtype)))
 
 

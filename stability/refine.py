@@ -45,9 +45,9 @@ def loss(replay: Replay, grids: Tensor, solver: str) -> Tensor:
     A probe that strays as far as states differ has become another image, and by how far does not matter: where trajectories
     fold, what is linear explodes, and one such probe would decide for all that can still be kept.
     """
-    l = _lengths(deviations(replay, grids, solver))
+    lengths = _lengths(deviations(replay, grids, solver))
     bends = _bends(_gaps(replay, grids).log())
-    return (l / torch.hypot(l, torch.ones_like(l))).mean(-1) + SOLVERS[solver].evenness * bends.square().sum(-1)
+    return (lengths / torch.hypot(lengths, torch.ones_like(lengths))).mean(-1) + SOLVERS[solver].evenness * bends.square().sum(-1)
 
 
 def _lengths(e: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
 def _residuals(replay: Replay, theta: Tensor, solver: str) -> Tensor:
     """Of logits [G, N]: [G, M], half of whose sum of squares has the gradient of :func:`loss` at the first of them."""
     e = deviations(replay, _grids(replay, theta), solver)
-    l = _lengths(e[:1])
-    weights = 1 / (e.shape[2] * l * torch.hypot(l, torch.ones_like(l)) ** 3)
+    lengths = _lengths(e[:1])
+    weights = 1 / (e.shape[2] * lengths * torch.hypot(lengths, torch.ones_like(lengths)) ** 3)
     bends = (2 * SOLVERS[solver].evenness) ** 0.5 * _bends(theta)
     return torch.cat([(e.nan_to_num() * weights.sqrt()[:, None, :, None]).flatten(1), bends], dim=1)
 

@@ -26,7 +26,7 @@ from comfy.model_base import SDXL, BaseModel, ModelType
 from comfy.patcher_extension import WrappersMP
 
 from . import formats
-from .distill.adapter import is_adapter
+from .distill.adapter import is_adapter, is_several
 from .errors import ConfigMismatch, NeedsTeacher, UnsupportedModel
 from .formats import Config, Schedule, UNetFolder, Weights
 from .guidance import GuidanceInput, guidance_embedding, guidance_input, scales_tensor
@@ -116,9 +116,10 @@ def load_unet(source: Source, disable_dynamic: bool = False) -> comfy.model_patc
 def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.model_patcher.ModelPatcher:
     folder = formats.read_unet_folder(source.path) if source.path.is_dir() else None
     weights, metadata = formats.read_weights(folder.weights if folder else (source.path,))
-    if is_adapter(metadata):
-        raise NeedsTeacher(f"{source.name}: distilled from {metadata.get('teacher_name')}, and kept as an adapter of it. Expected that "
-                           "model as well: connect it to the input teacher of Load Guided Student.")
+    if is_adapter(metadata) or is_several(metadata):
+        teacher = metadata.get("teacher_name", "another model")
+        raise NeedsTeacher(f"{source.name}: distilled from {teacher}, and kept as an adapter of it. Expected that model as well: connect "
+                           "it to the input teacher of Load Guided Student.")
     formats.refuse_unsupported_family(weights, source.name)
     dtype = WEIGHT_DTYPES[source.weight_dtype]
     if formats.understood_by_core(weights):

@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--negative", default="", help="the negative prompt of the teacher's guidance")
     result.add_argument("--no-checkpointing", action="store_true", help="faster, more memory")
+    result.add_argument("--students", type=int, default=1, help="that share the prompts between them by likeness (default: 1)")
     result.add_argument("--diffusers", type=Path, help="a folder for the finished student in diffusers' layout, merged into its teacher")
     result.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     return result
@@ -47,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if options.students > 1 and options.diffusers is not None:
+        parser().error("--diffusers merges one student into its teacher; expected --students 1 with it.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runpy.run_path(str(ROOT / "devtools" / "package.py"))["load_package"]("dizzydiff", ROOT)
     return distil_of(options)
@@ -62,6 +65,7 @@ def distil_of(options: argparse.Namespace) -> int:
     from dizzydiff.students.distill.merged import write_folder
     from dizzydiff.students.distill.native import diffusers_names
     from dizzydiff.students.distill.run import Job, Running, distil
+    from dizzydiff.students.distill.several import distil_several
     from dizzydiff.students.distill.training import Plan, Progress
     from dizzydiff.students.errors import StudentError
     from dizzydiff.students.loader import Source, load_unet
@@ -73,10 +77,9 @@ def distil_of(options: argparse.Namespace) -> int:
         stop.append(number)
 
     def tell(running: Running, progress: Progress) -> None:
-        done = len(progress.losses)
-        if done % TOLD_EVERY == 0 or done == running.training.total:
+        if running.done % TOLD_EVERY == 0 or running.training.finished:
             recent = progress.losses[-TOLD_EVERY:]
-            logging.info("update %d of %d, loss %.4g", done, running.training.total, sum(recent) / len(recent))
+            logging.info("update %d of %d, loss %.4g", running.done, running.total, sum(recent) / len(recent))
         if stop:
             raise Stopped
 
@@ -94,10 +97,14 @@ def distil_of(options: argparse.Namespace) -> int:
         def encode(text: str) -> Any:
             return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
-        result = distil(Job(model, name, prompts, encode, (model.model.latent_format.latent_channels, height // 8, width // 8), plan,
-                            options.output, options.negative, checkpointing=not options.no_checkpointing), tell)
-        if options.diffusers is not None:
-            write_folder(options.diffusers, options.pipeline / folder, result.adapter, diffusers_names(model))
+        job = Job(model, name, prompts, encode, (model.model.latent_format.latent_channels, height // 8, width // 8), plan,
+                  options.output, options.negative, checkpointing=not options.no_checkpointing)
+        if options.students > 1:
+            distil_several(job, options.students, tell)
+        else:
+            result = distil(job, tell)
+            if options.diffusers is not None:
+                write_folder(options.diffusers, options.pipeline / folder, result.adapter, diffusers_names(model))
     except Stopped:
         logging.info("stopped; %s holds what there is, and the same command goes on", options.output)
         return 130

@@ -18,6 +18,7 @@ from ..guidance import GuidanceInput, guidance_input
 from .errors import CannotSave, NotAnAdapter
 
 FORMAT = "dizzydiff student adapter 1"
+SEVERAL = "dizzydiff students 1"
 PROJECTION = "guidance.weight"
 LAYERS = "diffusion_model."
 WIDTH = 256
@@ -27,6 +28,11 @@ WIDTH = 256
 def is_adapter(metadata: Mapping[str, Any]) -> bool:
     """Whether a file with this metadata holds an adapter, which needs its teacher, and no whole network."""
     return metadata.get("format") == FORMAT
+
+
+def is_several(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file with this metadata is the manifest of several adapters."""
+    return metadata.get("format") == SEVERAL
 
 
 @dataclass(frozen=True)

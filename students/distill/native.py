@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import comfy.conds
@@ -25,7 +24,6 @@ from comfy.weight_adapter.bypass import BypassInjectionManager
 from torch import Tensor, nn
 
 from ..guidance import GuidanceInput, guidance_embedding, scales_tensor
-from . import adapter as files
 from .adapter import LAYERS, PROJECTION, WIDTH, Adapter
 from .errors import NotEnoughMemory, NoUnconditional, UnsupportedTeacher, WrongTeacher
 from .states import World
@@ -327,8 +325,8 @@ def _fits(module: nn.Module | None, adapter: Adapter, layer: str) -> bool:
     return weight is not None and weight.shape[0] == up.shape[0] and weight[0].numel() == down.shape[1]
 
 
-def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
-    """The student as a native MODEL: core's LoRA patches on the teacher, and a guidance input. Raises WrongTeacher."""
+def check_teacher(teacher: Any, adapter: Adapter, name: str) -> None:
+    """Raise WrongTeacher where an adapter does not fit a MODEL, and warn where it was made from other weights."""
     refuse_guided(teacher)
     network = teacher.model.diffusion_model
     modules = dict(network.named_modules())
@@ -339,15 +337,25 @@ def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
                            f"{(unfit or [adapter.time_layer])[0]} are missing or of another size. Connect the teacher it was made from.")
     if fingerprint(teacher) != adapter.teacher:
         logging.warning("%s was distilled from %s with other weights or another dtype than this model has; expect artefacts.", name, origin)
+
+
+def layers_of(adapter: Adapter) -> dict[str, LoRAAdapter]:
+    """Core's LoRA of every adapted layer."""
+    return {layer: LoRAAdapter.load(layer, dict(adapter.lora), None, None) for layer in adapter.layers}
+
+
+def guided_model(teacher: Any, guidance: GuidanceInput, name: str, wrapper: Callable[..., Tensor]) -> Any:
+    """A copy of the teacher that takes a guidance scale from its conditioning and hands it to an APPLY_MODEL wrapper."""
     student = teacher.clone()
-    patches = {f"{layer}.weight": LoRAAdapter.load(layer, dict(adapter.lora), None, None) for layer in adapter.layers}
-    student.add_patches(patches, 1.0)
     original = student.get_model_object("extra_conds")
-    student.add_object_patch("extra_conds", GuidedConditions(original, adapter.guidance, name))
-    student.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, GuidanceWrapper(adapter))
+    student.add_object_patch("extra_conds", GuidedConditions(original, guidance, name))
+    student.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, wrapper)
     return student
 
 
-def load_student(path: Path, name: str, teacher: Any) -> Any:
-    """The student of an adapter's file and its teacher. Raises StudentError."""
-    return student_of(teacher, files.read(path, name), name)
+def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
+    """The student as a native MODEL: core's LoRA patches on the teacher, and a guidance input. Raises WrongTeacher."""
+    check_teacher(teacher, adapter, name)
+    student = guided_model(teacher, adapter.guidance, name, GuidanceWrapper(adapter))
+    student.add_patches({f"{layer}.weight": lora for layer, lora in layers_of(adapter).items()}, 1.0)
+    return student

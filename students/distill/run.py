@@ -31,7 +31,7 @@ class Job:
 
     prompts: texts; encode: a text to core's CONDITIONING; shape: [C, H, W] of a latent; latents: [n, C, H, W] of pictures, the i-th
     shown by prompt i mod len(prompts), or None: states come from the teacher. borders: sigmas of the first student of stage two, or
-    None for core's ``simple``.
+    None for core's ``simple``. turn: (i, K), where it is the i-th of K students that are trained one after the other.
     """
 
     teacher: Any
@@ -45,6 +45,7 @@ class Job:
     latents: Tensor | None = None
     borders: Tensor | None = None
     checkpointing: bool = True
+    turn: tuple[int, int] = (0, 1)
 
 
 class Running:
@@ -55,6 +56,16 @@ class Running:
         self.world = training.stages[0].stage.world
         self.sampling = job.teacher.get_model_object("model_sampling")
         self.borders = borders_of(training)
+
+    @property
+    def done(self) -> int:
+        """Updates made, those of earlier students included."""
+        return self.job.turn[0] * self.training.total + len(self.training.progress.losses)
+
+    @property
+    def total(self) -> int:
+        """Updates of all students."""
+        return self.job.turn[1] * self.training.total
 
     def adapter(self) -> Adapter:
         """A copy of the present student. Not to be sampled before the training ends: both share the network."""

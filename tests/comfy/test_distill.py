@@ -17,7 +17,7 @@ from comfy.model_base import BaseModel
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from dizzydiff.nodes.students import LoadStudent
-from dizzydiff.students.distill import adapter, native, objective, run
+from dizzydiff.students.distill import adapter, native, objective, routing, run, several
 from dizzydiff.students.distill.errors import (
     BadPlan,
     CannotSave,
@@ -31,7 +31,7 @@ from dizzydiff.students.distill.errors import (
 from dizzydiff.students.distill.merged import write_folder
 from dizzydiff.students.distill.run import Job, distil
 from dizzydiff.students.distill.training import Plan
-from dizzydiff.students.errors import NeedsTeacher
+from dizzydiff.students.errors import DamagedFile, MissingFile, NeedsTeacher
 from dizzydiff.students.loader import Source, load_student, load_unet
 
 from .networks import save_file_student, save_pipeline, unet
@@ -159,7 +159,7 @@ def test_the_file_gives_the_student_that_was_trained(job: Job) -> None:
                 seen[5.0] = running.distilled.student(noise * 2.0, torch.full((2,), 2.0), torch.zeros(2).long(), torch.full((2,), 5.0))
 
     distil(job, look)
-    student = native.load_student(job.path, "student", job.teacher)
+    student = routing.load_student(job.path, "student", job.teacher)
     torch.testing.assert_close(denoised(student, encode(64)("red"), 2.0, guidance=5.0), seen[5.0], rtol=1e-4, atol=1e-4)
     teacher = denoised(job.teacher, encode(64)("red"), 2.0)
     assert (teacher - seen[5.0]).abs().max() > 1e-3, "the student is not its teacher"
@@ -264,9 +264,9 @@ def test_an_adapter_asks_for_its_teacher_and_refuses_another_kind(job: Job, tmp_
         load_student(Source(job.path, "student"))
     other = load_unet(Source(save_file_student(unet("sd15", None), tmp_path / "other.safetensors"), "other"))
     with pytest.raises(WrongTeacher, match="of another kind"):
-        native.load_student(job.path, "student", other)
-    student = native.load_student(job.path, "student", job.teacher)
-    assert isinstance(student.model, BaseModel) and LoadStudent.define_schema().inputs[-1].id == "teacher"
+        routing.load_student(job.path, "student", other)
+    student = routing.load_student(job.path, "student", job.teacher)
+    assert isinstance(student.model, BaseModel) and "teacher" in [each.id for each in LoadStudent.define_schema().inputs]
 
 
 def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Path, tmp_path: Path) -> None:
@@ -287,3 +287,96 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
     student = native.student_of(job.teacher, result.adapter, "student")
     torch.testing.assert_close(denoised(student, encode(64)("red"), sigma, guidance=g), alpha.sqrt() * z - (1 - alpha).sqrt() * v,
                                rtol=1e-3, atol=1e-3)
+
+
+def trained_several(job: Job, count: int = 2) -> several.Manifest:
+    manifest, results = several.distil_several(dataclasses.replace(job, plan=Plan(updates=3, batch=2, rank=2)), count)
+    assert len(results) == len(manifest.files) == count
+    return manifest
+
+
+def test_every_row_of_a_batch_is_answered_by_the_student_of_its_prompt(job: Job) -> None:
+    manifest = trained_several(job)
+    together = routing.load_student(job.path, "students", job.teacher, in_memory=1)
+    apart = [routing.load_student(job.path.with_name(name), name, job.teacher) for name in manifest.files]
+    contexts = [job.encode(prompt)[0][0] for prompt in PROMPTS]
+    owners = several.nearest(torch.cat([several.embedding(context) for context in contexts]), manifest.centres).tolist()
+    assert set(owners) == {0, 1}
+    other = owners.index(1 - owners[0])
+    mixed = denoised(together, [[torch.cat([contexts[0], contexts[other]]), {}]], 2.0, guidance=[3.0, 6.0])
+    for row, (prompt, g) in enumerate([(0, 3.0), (other, 6.0)]):
+        own = denoised(apart[owners[prompt]], [[contexts[prompt], {}]], 2.0, guidance=g)
+        wrong = denoised(apart[1 - owners[prompt]], [[contexts[prompt], {}]], 2.0, guidance=g)
+        torch.testing.assert_close(mixed[row], own[row], rtol=1e-4, atol=1e-5)
+        assert (wrong[row] - own[row]).abs().max() > 1e-3
+
+
+def test_students_are_read_when_they_are_needed_and_only_so_many_are_held(job: Job) -> None:
+    manifest = trained_several(job)
+    asked: list[int] = []
+    load = several.loader(job.path, manifest)
+
+    def counted(number: int) -> adapter.Adapter:
+        asked.append(number)
+        return load(number)
+
+    contexts = [job.encode(prompt)[0][0] for prompt in PROMPTS]
+    owners = several.nearest(torch.cat([several.embedding(context) for context in contexts]), manifest.centres).tolist()
+    one, two = (contexts[owners.index(number)] for number in (0, 1))
+    roomy, narrow = (routing.students_of(job.teacher, manifest, counted, "students", in_memory) for in_memory in (2, 1))
+    for model, expected in ((roomy, [0, 1]), (narrow, [0, 1, 0, 1])):
+        asked.clear()
+        for context in (one, two, one, two):
+            denoised(model, [[context, {}]], 2.0)
+        assert asked == expected
+
+
+def test_several_students_leave_the_teacher_as_it_was(job: Job) -> None:
+    before = denoised(job.teacher, job.encode("red"), 2.0)
+    trained_several(job)
+    denoised(routing.load_student(job.path, "students", job.teacher), job.encode("red"), 2.0)
+    assert torch.equal(denoised(job.teacher, job.encode("red"), 2.0), before)
+
+
+def test_an_interrupted_training_of_several_goes_on_where_it_was(job: Job, tmp_path: Path) -> None:
+    plan = Plan(updates=3, batch=2, rank=2)
+    whole = trained_several(dataclasses.replace(job, path=tmp_path / "whole" / "student.safetensors"))
+    job = dataclasses.replace(job, plan=plan)
+
+    def interrupt(running: run.Running, progress: Any) -> None:
+        assert running.total == 6
+        if running.done == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        several.distil_several(job, 2, interrupt)
+    assert not job.path.exists()
+    manifest, _ = several.distil_several(job, 2)
+    for name in manifest.files:
+        one, other = (adapter.read(folder / name, name) for folder in (tmp_path, tmp_path / "whole"))
+        assert all(torch.equal(value, other.lora[key]) for key, value in one.lora.items())
+    assert torch.equal(manifest.centres, whole.centres)
+
+
+def test_what_is_wrong_with_several_students_is_said(job: Job) -> None:
+    with pytest.raises(BadPlan, match="4 students were asked for"):
+        trained_several(job, count=4)
+    alone = dataclasses.replace(job, path=job.path.with_name("alone.safetensors"))
+    distil(alone)
+    with pytest.raises(OtherTraining, match="no manifest"):
+        trained_several(alone)
+    manifest = trained_several(job)
+    with pytest.raises(NeedsTeacher, match="connect it to the input teacher"):
+        load_student(Source(job.path, "students"))
+    adapter.write(job.path, {several.CENTRES: manifest.centres[:1]}, {"format": adapter.SEVERAL, "files": list(manifest.files)})
+    with pytest.raises(DamagedFile, match="lacks some of its parts"):
+        routing.load_student(job.path, "students", job.teacher)
+    several.write(job.path, dataclasses.replace(manifest, files=("gone.safetensors", manifest.files[1])))
+    with pytest.raises(MissingFile, match=r"gone\.safetensors"):
+        routing.load_student(job.path, "students", job.teacher)
+
+
+def test_pictures_go_to_the_student_of_their_prompt(job: Job) -> None:
+    latents = torch.arange(8).float().reshape(8, 1, 1, 1)  # two whole rounds of three prompts, and two more pictures
+    mine = several._pictures_of(latents, torch.tensor([0, 2]), 3)
+    assert mine.flatten().tolist() == [0, 2, 3, 5]
