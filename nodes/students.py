@@ -41,7 +41,7 @@ class LoadStudent(io.ComfyNode):
                         "One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or FluxGuidance.",
             search_aliases=["lcm", "guidance distilled", "cfg distilled", "distilled model", "few step", "unet", "蒸馏", "引导蒸馏"],
             inputs=[
-                io.Combo.Input("student", options=list(dict.fromkeys([*files, *_student_folders()])),
+                io.Combo.Input("student", options=list(dict.fromkeys([*files, *library.students_among(_student_folders())])),
                                tooltip="A .safetensors file, or a UNet folder in diffusers layout."),
                 io.Combo.Input("weight_dtype", options=list(loader.WEIGHT_DTYPES), default="default",
                                tooltip="What the weights are stored as. The guidance is always embedded in fp32."),

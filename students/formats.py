@@ -155,6 +155,11 @@ def is_unet_config(path: Path) -> bool:
         return False
 
 
+def takes_guidance(config: Path) -> bool:
+    """Whether a readable config.json of a UNet asks for a guidance input."""
+    return bool(read_json(config).get("time_cond_proj_dim"))
+
+
 def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Path, ...]:
     """The weights of a diffusers sub-model: full precision, else fp16, else shards."""
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):

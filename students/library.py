@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import MissingFile
-from .formats import inside, is_unet_config
+from .formats import inside, is_unet_config, takes_guidance
 
 EMBEDDED = "tiny"
 
@@ -31,6 +31,11 @@ def lone_unets(roots: list[Path]) -> Mapping[str, Path]:
     """Folders with a UNet2DConditionModel of their own, outside any pipeline."""
     return {config.parent.relative_to(root).as_posix(): config.parent
             for root in roots for config in sorted(root.glob("**/config.json")) if is_unet_config(config)}
+
+
+def students_among(folders: Mapping[str, Path]) -> list[str]:
+    """Names of the UNet folders whose network takes a guidance scale."""
+    return [name for name, folder in folders.items() if takes_guidance(folder / "config.json")]
 
 
 def find_pipeline(name: str, roots: list[Path], embedded: Path) -> Path:

@@ -67,6 +67,7 @@ def test_lists_offer_files_folders_and_the_embedded_pipeline(pipeline: str) -> N
     student("listed.safetensors")
     students, pipelines = (node.define_schema().inputs[0].options for node in (LoadStudent, LoadPipeline))
     assert {"listed.safetensors", pipeline, "tiny"} <= set(students)
+    assert f"{pipeline}/teacher" not in students
     assert {pipeline, f"{pipeline}/teacher", "tiny"} <= set(pipelines)
 
 
