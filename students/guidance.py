@@ -92,6 +92,18 @@ def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> Guidan
     return GuidanceInput(width, offset, (low, high))
 
 
+def slow_entries(guidance: GuidanceInput) -> torch.Tensor:
+    """[width]: 1 for the entries of e(w) whose period is at least the trained range of w, 0 for faster ones.
+
+    What a student learns of w is smooth. The faster entries are noise to it, of which an optimiser with Adam's normalised steps
+    would learn as much in each update.
+    """
+    low, high = guidance.scale_range or (0.0, 0.0)
+    half = guidance.width // guidance.signals // 2
+    f = torch.exp(-torch.arange(half) * (math.log(10000.0) / (half - 1)))
+    return (1000 * f * (high - low) <= 2 * math.pi).float().repeat(2 * guidance.signals)
+
+
 def fourier_embedding(milliweights: torch.Tensor, width: int) -> torch.Tensor:
     """e(w) = [sin(a f), cos(a f)], a = 1000 w, f_j = exp(-j ln 10000 / (width/2 - 1)); Luo et al. 2023 (LCM), as in diffusers.
 

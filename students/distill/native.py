@@ -23,7 +23,7 @@ from comfy.weight_adapter import LoRAAdapter
 from comfy.weight_adapter.bypass import BypassInjectionManager
 from torch import Tensor, nn
 
-from ..guidance import GuidanceInput, guidance_embedding, scales_tensor
+from ..guidance import GuidanceInput, guidance_embedding, scales_tensor, slow_entries
 from .adapter import LAYERS, PROJECTION, WIDTH, Adapter
 from .errors import NotEnoughMemory, NoUnconditional, UnsupportedTeacher, WrongTeacher
 from .states import World
@@ -154,6 +154,8 @@ class Distilled:
         time_layer = self.network.get_submodule(self.time_layer)
         assert isinstance(time_layer, nn.Linear)
         parameters[PROJECTION] = nn.Parameter(torch.zeros(time_layer.in_features, WIDTH, device=self.device))
+        slow = slow_entries(self.guidance).to(self.device)
+        parameters[PROJECTION].register_hook(lambda gradient: gradient * slow)
         (self.injection,) = self.manager.create_injections(self.patcher.model)
         return parameters
 

@@ -19,6 +19,7 @@ from dizzydiff.students.guidance import (
     guidance_input,
     parse_scales,
     scales_tensor,
+    slow_entries,
 )
 
 SCALES = st.floats(0.0, 100.0, allow_nan=False)
@@ -55,6 +56,16 @@ def test_rows_are_embedded_one_by_one(milliweights: list[int]) -> None:
     together = guidance_embedding(torch.tensor(milliweights), one)
     apart = torch.cat([guidance_embedding(torch.tensor([m]), one) for m in milliweights])
     torch.testing.assert_close(together, apart)
+
+
+@given(low=st.floats(0, 5), width=st.floats(0.5, 20), entries=st.sampled_from([256, 512]))
+def test_slow_entries_are_those_that_turn_at_most_once_over_the_trained_range(low: float, width: float, entries: int) -> None:
+    slow = slow_entries(GuidanceInput(entries, 1.0, (low, low + width)))
+    half = entries // 2
+    for j in range(half):
+        turns = 1000 * math.exp(-j * math.log(10000.0) / (half - 1)) * width / (2 * math.pi)
+        if abs(turns - 1) > 1e-4:
+            assert bool(slow[j]) == bool(slow[half + j]) == (turns < 1)
 
 
 def test_two_signals_stand_side_by_side() -> None:
