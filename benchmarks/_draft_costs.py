@@ -29,7 +29,8 @@ def wall_clock(steps: int, repeats: int) -> dict[str, Any]:
     import comfy.sample
     import comfy.samplers
 
-    from ..drafting.replicas import DraftRefine, spread
+    from ..drafting.devices import spread
+    from ..drafting.replicas import DraftRefine
 
     model, clip = _teacher()
     two = spread(model, "cpu, cpu:1", 0)
@@ -60,7 +61,8 @@ def overhead(steps: int, repeats: int) -> dict[str, Any]:
     import comfy.sample
     import comfy.samplers
 
-    from ..drafting.replicas import DraftRefine, spread
+    from ..drafting.devices import spread
+    from ..drafting.replicas import DraftRefine
 
     model, clip = _teacher()
     model = spread(model, "batch", 4)
@@ -104,7 +106,8 @@ def prompt_accuracy(name: str, count: int, steps: int, width: int, tolerance: fl
     import comfy.samplers
     import node_helpers
 
-    from ..drafting.replicas import DraftRefine, spread
+    from ..drafting.devices import spread
+    from ..drafting.replicas import DraftRefine
     from ..students.loader import Source, load_student
     from ..students.pipeline import load_vae
     from ..tiny import evaluate

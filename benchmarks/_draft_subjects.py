@@ -84,7 +84,7 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT) -> Subject:
     import comfy.samplers
     import node_helpers
 
-    from ..drafting.replicas import spread
+    from ..drafting.devices import spread
     from ..students.loader import Source, load_student, load_unet
     from ..students.pipeline import load_clip
 

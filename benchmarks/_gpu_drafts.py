@@ -45,7 +45,8 @@ def _run(network: Network, pixels: int, steps: int, width: int) -> dict[str, flo
     import comfy.sample
     import comfy.samplers
 
-    from ..drafting.replicas import DraftRefine, spread
+    from ..drafting.devices import spread
+    from ..drafting.replicas import DraftRefine
 
     patcher = spread(network.patcher, "batch", width)
     rounds: list[int] = []

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Draft-refine as a ComfyUI sampler, and the devices it evaluates on. The only module of drafting/ that knows ComfyUI."""
+"""Draft-refine as a ComfyUI sampler, and how it evaluates. With ``devices`` the only module of drafting/ that knows ComfyUI."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import comfy.k_diffusion.sampling as k_diffusion
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
-import comfy.multigpu
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from .calls import NoiseSampler, SamplerRun, plan
 from .coordinates import Space, flow_signal, unit_signal
-from .errors import BadDevices, CannotClone, Undraftable
+from .devices import DEVICES
+from .errors import Undraftable
 from .noise import NoiseTape
 from .policies import Mode, Policy
 from .speculation import Drafting, Report, SpeculativeModel, StandIn, State
@@ -31,8 +31,6 @@ BATCH_WIDTH = 4
 """States a round where one device takes them as a batch and the user named no width."""
 BATCH_PAYS = 0.8
 """A batch of k must cost less than this part of k calls to be kept."""
-DEVICES = "dizzydiff_devices"
-"""Key in ``model_options`` for what Draft Devices was told: {"width": int, "batch": bool}."""
 POST_CFG = "sampler_post_cfg_function"
 MULTIGPU = ("multigpu_clones", "multigpu_thread_pool")
 BROWNIAN = {
@@ -261,6 +259,17 @@ def choose_evaluator(model: Any, width: int, options: dict[str, Any], clock: Cal
     return Batch(model, width or BATCH_WIDTH, own, not told.get("batch", False), clock)
 
 
+def predict_divided(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    """D of rows [B, ...] that have nothing to do with one another, all at the first of sigma [B]: each device takes a part of them."""
+    options = extra_args["model_options"]
+    clones, pool = (options.get(key) for key in MULTIGPU)
+    if not clones or pool is None or len(clones) < 2:
+        return model(x, sigma, **extra_args)
+    evaluate = Replicas(model, len(clones), len(options.get(POST_CFG, [])), clones, pool)
+    parts = evaluate([(part, float(sigma[0])) for part in x.chunk(len(clones))], extra_args)
+    return torch.cat([part[0] for part in parts])
+
+
 def noise_of(function: Callable, x: Tensor, sigmas: Tensor, seed: int | None) -> NoiseSampler:
     """The noise that ``function`` would draw by itself."""
     if function in BROWNIAN:
@@ -342,54 +351,3 @@ def _dry(answer: Callable[[Tensor, Tensor], Tensor], evaluate: Evaluator) -> Cal
 
 def _tell(why: str) -> None:
     log.warning("DizzyDiff: this sampler runs as it is, undrafted: %s.", why)
-
-
-def spread(model: Any, devices: str, width: int) -> Any:
-    """The model with replicas on ``devices``: "auto" (all that ComfyUI uses), "batch" (none), or names such as "cuda:0, cuda:1".
-
-    Raises :class:`BadDevices` and :class:`CannotClone`.
-    """
-    wish = devices.strip().lower()
-    if wish == "batch":
-        model = model.clone()
-    else:
-        places = comfy.model_management.get_all_torch_devices() if wish == "auto" else parse_devices(devices)
-        others = [place for place in dict.fromkeys(places) if place != model.load_device]
-        model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
-    model.model_options[DEVICES] = {"width": width, "batch": wish == "batch"}
-    return model
-
-
-def _with_replicas(model: Any, others: Sequence[torch.device]) -> Any:
-    if others and model.cached_patcher_init is None:
-        raise CannotClone(f"{type(model.model).__name__} cannot be loaded a second time for {others[0]}: the loader that made it keeps "
-                          "no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided Student.")
-    model = model.clone()
-    kept = {clone.load_device: clone for clone in model.get_additional_models_with_key("multigpu")}
-    clones = []
-    for place in others:
-        clone = kept.get(place) or model.deepclone_multigpu(new_load_device=place)
-        clone.is_multigpu_base_clone = True
-        clones.append(clone)
-    model.set_additional_models("multigpu", clones)
-    model.match_multigpu_clones()
-    comfy.multigpu.GPUOptionsGroup().register(model)
-    return model
-
-
-def parse_devices(names: str) -> list[torch.device]:
-    """Devices from "cuda:0, cuda:1". Raises :class:`BadDevices` for what is no device, or none of this machine."""
-    places = []
-    for name in (part.strip() for part in names.split(",")):
-        try:
-            place = torch.device(name)
-        except RuntimeError as error:
-            raise BadDevices(f"{name!r} in {names!r} is no device. Expected \"auto\", \"batch\", or names such as "
-                             "\"cuda:0, cuda:1\".") from error
-        if place.type != "cpu":
-            backend = torch.get_device_module(place)
-            if not backend.is_available() or (place.index or 0) >= backend.device_count():
-                raise BadDevices(f"{name!r} in {names!r} is not on this machine. Expected one of: "
-                                 f"{', '.join(map(str, comfy.model_management.get_all_torch_devices()))}.")
-        places.append(place if place.index is not None or place.type == "cpu" else torch.device(place.type, 0))
-    return places

@@ -9,8 +9,9 @@ import torch
 from comfy_api.latest import io
 
 from ..drafting import timeline
+from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
-from ..drafting.replicas import DraftRefine, parse_devices, spread
+from ..drafting.replicas import DraftRefine
 from ..drafting.speculation import Report
 from . import inputs
 

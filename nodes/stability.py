@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Stability grids: measure the model in the graph, make sigmas for it, sample with them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..drafting.devices import devices_of
+from ..drafting.replicas import predict_divided
 from ..stability.probe import FALLBACK, Measured, Subject, core_grids, measured_once, solver_of
 from ..stability.profile import THOROUGH, Effort
 from ..stability.solvers import SOLVERS
@@ -34,7 +37,7 @@ class StabilityProfile(io.ComfyNode):
             search_aliases=["sigmas", "scheduler", "calibrate", "align your steps", "gits", "schedule"],
             inputs=[
                 inputs.model(), inputs.positive(), inputs.negative(), inputs.cfg(4.0),
-                io.Latent.Input("latent", tooltip="Its size is what counts; its rows say how many probes are evaluated at once."),
+                io.Latent.Input("latent", tooltip="Its size is what counts; its rows say how many probes a device evaluates at once."),
                 io.Int.Input("levels", default=THOROUGH.levels, min=8, max=128,
                              tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 model calls."),
                 io.Int.Input("probes", default=THOROUGH.probes, min=1, max=128,
@@ -111,7 +114,8 @@ class StabilitySampler(io.ComfyNode):
 
 
 def measure(subject: Subject, effort: Effort) -> Measured:
-    """From ComfyUI's user folder, or now, with progress, until interrupted."""
+    """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices gave the model."""
+    subject = replace(subject, devices=devices_of(subject.model), predict=predict_divided)
     bar = comfy.utils.ProgressBar(1)
 
     def progress(made: int, of: int) -> None:

@@ -29,6 +29,13 @@ TWO_CALLS = frozenset({"heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", 
                        "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3"})
 ONE_CALL_OF_ORDER_ONE = frozenset({"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"})
 SAMPLED_WEIGHTS = 64
+Predict = Callable[[Any, Tensor, Tensor, dict[str, Any]], Tensor]
+"""D of a sampler's model at x [B, ...] and sigma [B], with its extra arguments."""
+
+
+def predict_here(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    """On the model's own device."""
+    return model(x, sigma, **extra_args)
 
 
 def solver_of(sampler_name: str) -> str:
@@ -40,7 +47,10 @@ def solver_of(sampler_name: str) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a model as one graph uses it. latent: its LATENT, of which only the shape counts."""
+    """What is measured: a model as one graph uses it. latent: its LATENT, of which only the shape counts.
+
+    devices: over which ``predict`` spreads the probes; each evaluates as many at once as the latent has rows.
+    """
 
     model: Any
     positive: list
@@ -48,6 +58,8 @@ class Subject:
     cfg: float
     latent: dict[str, Any]
     seed: int = 0
+    devices: int = 1
+    predict: Predict = predict_here
 
     @property
     def sampling(self) -> Any:
@@ -94,7 +106,7 @@ def core_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
 
 
 def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profile:
-    """The profile of a model. As many probes are evaluated at once as the latent has rows, one where memory does not hold those.
+    """The profile of a model. Each device evaluates as many probes at once as the latent has rows, one where memory holds no more.
 
     Raises CannotMeasure where the model gives no profile, and torch.OutOfMemoryError where it does not hold one row.
     """
@@ -103,7 +115,7 @@ def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profi
     if not 0 < sigma_min < sigma_max < math.inf:
         raise CannotMeasure(f"The model's noise levels go from {sigma_min} to {sigma_max}; expected 0 < lowest < highest.")
     sigmas = level_sigmas(sigma_max, sigma_min, effort.levels, subject.flow)
-    waiting = list(subject.noise(effort.probes).split(max(1, len(subject.latent["samples"]))))
+    waiting = list(subject.noise(effort.probes).split(subject.devices * max(1, len(subject.latent["samples"]))))
     profiles: list[Profile] = []
     while waiting:
         noise = waiting.pop(0)
@@ -126,7 +138,7 @@ def _measure_batch(subject: Subject, noise: Tensor, sigmas: Tensor, directions: 
 
     def probe(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool) -> Tensor:
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            return model(x, x.new_full([len(x)], sigma), **extra_args)
+            return subject.predict(model, x, x.new_full([len(x)], sigma), extra_args)
 
         measured.append(measure(denoise, x, sigmas, directions, subject.flow, progress))
         return x

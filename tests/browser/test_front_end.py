@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from devtools.server import Server
 
@@ -86,14 +87,20 @@ def test_every_node_is_found_by_its_name(front_end: FrontEnd, comfy_server: Serv
     assert [name for name in names if name not in front_end.search(name)] == []
 
 
-def test_a_nodes_help_opens_with_its_picture(front_end: FrontEnd) -> None:
-    front_end.drop(workflow("draft_refine"))
-    front_end.select("DizzyDiffDraftRefineKSampler")
+def open_help(front_end: FrontEnd, kind: str, title: str) -> Locator:
+    """The picture in the help of the graph's first node of a type, once it is there."""
+    front_end.select(kind)
     front_end.page.get_by_test_id("info-button").click()
-    expect(front_end.page.get_by_role("heading", name="Draft-Refine KSampler", exact=True)).to_be_visible()
+    expect(front_end.page.get_by_role("heading", name=title, exact=True)).to_be_visible()
     picture = front_end.page.get_by_test_id("properties-panel").get_by_role("img").first
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
     picture.scroll_into_view_if_needed()
+    return picture
+
+
+def test_a_nodes_help_opens_with_its_picture(front_end: FrontEnd) -> None:
+    front_end.drop(workflow("draft_refine"))
+    open_help(front_end, "DizzyDiffDraftRefineKSampler", "Draft-Refine KSampler")
 
 
 def test_missing_models_are_offered_for_download(front_end: FrontEnd) -> None:
@@ -132,14 +139,29 @@ def test_the_template_browser_shows_every_workflow_with_its_picture(front_end: F
     front_end.settle()
 
 
-def test_the_nodes_speak_chinese(front_end: FrontEnd, comfy_server: Server) -> None:
+@pytest.fixture
+def chinese(front_end: FrontEnd, comfy_server: Server, root: Path, request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+    """A second page, in Chinese."""
     set_language = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
     front_end.page.evaluate(set_language, "zh")
+    page = front_end.page.context.new_page()
     try:
-        chinese = FrontEnd(front_end.page.context.new_page())
-        chinese.open(comfy_server.address)
-        chinese.drop(workflow("guided_student"))
-        assert "学生引导强度" in [node["title"] for node in chinese.nodes()]
-        chinese.page.close()
+        second = FrontEnd(page)
+        second.open(comfy_server.address)
+        yield second
+        page.screenshot(path=root / ".dev" / "screenshots" / f"{request.node.name}-zh.png")
+        assert not second.problems
     finally:
+        page.close()
         front_end.page.evaluate(set_language, "en")
+
+
+def test_the_nodes_speak_chinese(chinese: FrontEnd) -> None:
+    chinese.drop(workflow("guided_student"))
+    assert "学生引导强度" in [node["title"] for node in chinese.nodes()]
+
+
+def test_a_nodes_help_opens_in_chinese_with_its_picture(chinese: FrontEnd) -> None:
+    chinese.drop(workflow("draft_refine"))
+    picture = open_help(chinese, "DizzyDiffDraftRefineKSampler", "草稿与精修 K采样器")
+    expect(picture).to_have_attribute("alt", "28 步只用 15 轮：每一轮的状态和草稿，按偏差大小着色")

@@ -16,8 +16,9 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
+from dizzydiff.drafting.devices import parse_devices, spread
 from dizzydiff.drafting.errors import BadDevices, CannotClone
-from dizzydiff.drafting.replicas import DraftRefine, parse_devices, spread
+from dizzydiff.drafting.replicas import DraftRefine
 from dizzydiff.drafting.speculation import Report
 from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from dizzydiff.students.loader import Source, load_student, load_unet

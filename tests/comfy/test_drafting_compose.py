@@ -21,7 +21,8 @@ from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider, RandomNoise, SamplerCustomAdvanced
 from safetensors.torch import save_file
 
-from dizzydiff.drafting.replicas import DraftRefine, spread
+from dizzydiff.drafting.devices import spread
+from dizzydiff.drafting.replicas import DraftRefine
 from dizzydiff.drafting.speculation import Report
 from dizzydiff.students.loader import Source, load_unet
 from nodes import ControlNetApplyAdvanced

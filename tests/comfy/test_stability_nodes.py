@@ -14,6 +14,8 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 
+from dizzydiff.drafting.devices import spread
+from dizzydiff.drafting.replicas import Replicas
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
 from dizzydiff.stability import probe
 from dizzydiff.stability.profile import QUICK, THOROUGH, Effort
@@ -69,6 +71,25 @@ def test_graph_gives_sigmas_and_a_plot(model) -> None:
     assert len(StabilityGrid.execute(measured, 6, 0.0, "euler").result[0]) == 0
     simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
     torch.testing.assert_close(StabilityGrid.execute(measured, 6, 1.0, "euler", 1.0).result[0], simple)
+
+
+def test_probes_are_spread_over_the_devices_and_measure_the_same(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft Devices before Measure Stability: both devices answer, two probes each at a time, and the profile is that of one."""
+    shares: list[tuple[str, int]] = []
+    work = Replicas._share
+
+    def counted(self: Replicas, place: torch.device, states: list, arguments: dict) -> list:
+        shares.append((str(place), sum(len(x) for x, _ in states)))
+        return work(self, place, states, arguments)
+
+    monkeypatch.setattr(Replicas, "_share", counted)
+    alone, _ = profile(model, probes=4)
+    assert not shares
+    together, _ = profile(spread(model, "cpu, cpu:1", 0), probes=4, seed=0)
+    assert set(shares) == {("cpu:1", 2)}
+    assert len(shares) == SMALL.calls // SMALL.probes
+    assert together.replay is not None and alone.replay is not None
+    torch.testing.assert_close(together.replay.denoised, alone.replay.denoised, rtol=1e-3, atol=1e-3)
 
 
 def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -91,8 +93,29 @@ def test_an_older_comfyui_gets_one_line_and_no_nodes(monkeypatch: pytest.MonkeyP
     assert line == "DizzyDiff needs ComfyUI 0.27.0 or newer, and this is 0.26.0. Update ComfyUI to get its nodes."
 
 
+def pictures(text: str) -> list[str]:
+    return re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+
+
 def test_every_picture_that_a_page_shows_is_there(root: Path) -> None:
-    pages = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "web" / "docs").rglob("*.md")]
-    shown = [(page, name) for page in pages for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
+    """ComfyUI looks for the pictures of a help page in web/docs, also where the page is a translation in a folder of its own."""
+    helps = root / "web" / "docs"
+    pages = {page: page.parent for page in (root / "README.md", *(root / "docs").glob("*.md"))} | dict.fromkeys(helps.rglob("*.md"), helps)
+    shown = [(page, folder / name) for page, folder in pages.items() for name in pictures(page.read_text(encoding="utf-8"))]
     assert len(shown) >= 10
-    assert not [f"{page.name}: {name}" for page, name in shown if not (page.parent / name).is_file()]
+    assert not [f"{page.relative_to(root)}: {picture.name}" for page, picture in shown if not picture.is_file()]
+
+
+def test_every_help_page_says_the_same_in_chinese(root: Path) -> None:
+    pages, nodes = root / "web" / "docs", json.loads((root / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert {page.stem for page in pages.glob("*.md")} == {page.parent.name for page in pages.glob("*/zh.md")} == nodes.keys()
+    for kind, node in nodes.items():
+        english, chinese = ((pages / name).read_text(encoding="utf-8") for name in (f"{kind}.md", f"{kind}/zh.md"))
+        assert chinese.startswith(f"# {node['display_name']}\n"), kind
+        named = set(re.findall(r"\*\*([^*]+)\*\*", english)) & node["inputs"].keys()
+        assert set(re.findall(r"\*\*([^*]+)\*\*（`(\w+)`）", chinese)) == {(node["inputs"][name]["name"], name) for name in named}, kind
+        for alike in (r"\d+(?:\.\d+)?", r"(?m)^(?:#+|-|\d\.|\||!) *"):  # numbers; headings, points, rows and pictures
+            assert Counter(re.findall(alike, chinese, re.ASCII)) == Counter(re.findall(alike, english, re.ASCII)), kind
+        code = r"`([^`]+)`"
+        assert set(re.findall(code, english)) <= set(re.findall(code, chinese)), kind
+        assert pictures(chinese) == pictures(english), kind

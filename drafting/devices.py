@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The devices a MODEL is drafted on: what the user names, and core's replicas on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.multigpu
+import torch
+
+from .errors import BadDevices, CannotClone
+
+DEVICES = "dizzydiff_devices"
+"""Key in ``model_options`` for what Draft Devices was told: {"width": int, "batch": bool}."""
+
+
+def spread(model: Any, devices: str, width: int) -> Any:
+    """The model with replicas on ``devices``: "auto" (all that ComfyUI uses), "batch" (none), or names such as "cuda:0, cuda:1".
+
+    Raises :class:`BadDevices` and :class:`CannotClone`.
+    """
+    wish = devices.strip().lower()
+    if wish == "batch":
+        model = model.clone()
+    else:
+        places = comfy.model_management.get_all_torch_devices() if wish == "auto" else parse_devices(devices)
+        others = [place for place in dict.fromkeys(places) if place != model.load_device]
+        model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
+    model.model_options[DEVICES] = {"width": width, "batch": wish == "batch"}
+    return model
+
+
+def _with_replicas(model: Any, others: Sequence[torch.device]) -> Any:
+    if others and model.cached_patcher_init is None:
+        raise CannotClone(f"{type(model.model).__name__} cannot be loaded a second time for {others[0]}: the loader that made it keeps "
+                          "no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided Student.")
+    model = model.clone()
+    kept = {clone.load_device: clone for clone in model.get_additional_models_with_key("multigpu")}
+    clones = []
+    for place in others:
+        clone = kept.get(place) or model.deepclone_multigpu(new_load_device=place)
+        clone.is_multigpu_base_clone = True
+        clones.append(clone)
+    model.set_additional_models("multigpu", clones)
+    model.match_multigpu_clones()
+    comfy.multigpu.GPUOptionsGroup().register(model)
+    return model
+
+
+def parse_devices(names: str) -> list[torch.device]:
+    """Devices from "cuda:0, cuda:1". Raises :class:`BadDevices` for what is no device, or none of this machine."""
+    places = []
+    for name in (part.strip() for part in names.split(",")):
+        try:
+            place = torch.device(name)
+        except RuntimeError as error:
+            raise BadDevices(f"{name!r} in {names!r} is no device. Expected \"auto\", \"batch\", or names such as "
+                             "\"cuda:0, cuda:1\".") from error
+        if place.type != "cpu":
+            backend = torch.get_device_module(place)
+            if not backend.is_available() or (place.index or 0) >= backend.device_count():
+                raise BadDevices(f"{name!r} in {names!r} is not on this machine. Expected one of: "
+                                 f"{', '.join(map(str, comfy.model_management.get_all_torch_devices()))}.")
+        places.append(place if place.index is not None or place.type == "cpu" else torch.device(place.type, 0))
+    return places
+
+
+def devices_of(model: Any) -> int:
+    """How many devices Draft Devices gave a MODEL."""
+    return 1 + len(model.get_additional_models_with_key("multigpu"))
