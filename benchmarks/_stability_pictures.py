@@ -48,6 +48,7 @@ def picture_case(folder: str, cfg: float, seeds: int) -> Case:
         rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in texts]
         return [[torch.cat(rows), {"guidance": GUIDANCE}]]
 
+    references: list[float] = []
     empty, positives = condition([""]), condition([str(caption) for caption in captions])[0][0]
 
     def profile(effort: Effort) -> Profile:
@@ -62,7 +63,9 @@ def picture_case(folder: str, cfg: float, seeds: int) -> Case:
             for some, context in zip(noise.split(BATCH), positives.split(BATCH), strict=True)])
 
     def judge(ends: Tensor, reference: Tensor) -> dict[str, float]:
-        return {"prompt_accuracy": accuracy(ends), "reference_accuracy": accuracy(reference)}
+        if not references:
+            references.append(accuracy(reference))
+        return {"prompt_accuracy": accuracy(ends), "reference_accuracy": references[0]}
 
     def accuracy(latents: Tensor) -> float:
         pixels = vae.decode(latents).mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
