@@ -181,7 +181,9 @@ def key_of(subject: Subject, effort: Effort) -> str:
 
 
 def identity(model: Any) -> str:
-    """A hash of samples of the weights as they are in the file, of every patch upon them, and of the names of other patches."""
+    """A hash of samples of the weights as they are in the file, of every patch upon them, of wrappers and what they hold, and of the
+    names of other patches.
+    """
     keys = model.get_key_patches("diffusion_model.")
     names = sorted(keys)
     digest = hashlib.sha256(type(model.model).__name__.encode())
@@ -190,6 +192,11 @@ def identity(model: Any) -> str:
     for name in names:
         if len(keys[name]) > 1:
             digest.update(f"{name} {_digest(keys[name][1:])}".encode())
+    for kind, keyed in sorted(model.wrappers.items()):
+        for key, wrappers in sorted(keyed.items(), key=str):
+            for wrapper in wrappers:
+                held = [_digest(value) for _, value in sorted(getattr(wrapper, "__dict__", {}).items())]
+                digest.update(f"{kind} {key} {getattr(wrapper, '__qualname__', type(wrapper).__name__)} {held}".encode())
     digest.update(repr(sorted(_names(model.model_options))).encode())
     return digest.hexdigest()
 

@@ -17,6 +17,7 @@ from comfy.model_base import BaseModel
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from dizzydiff.nodes.students import LoadStudent
+from dizzydiff.stability.probe import identity
 from dizzydiff.students.distill import adapter, native, objective, routing, run, several
 from dizzydiff.students.distill.errors import (
     BadPlan,
@@ -329,6 +330,12 @@ def test_students_are_read_when_they_are_needed_and_only_so_many_are_held(job: J
         for context in (one, two, one, two):
             denoised(model, [[context, {}]], 2.0)
         assert asked == expected
+
+
+def test_a_profile_of_the_teacher_is_none_of_its_students(job: Job) -> None:
+    trained_several(job)
+    students = routing.load_student(job.path, "students", job.teacher)
+    assert identity(students) == identity(routing.load_student(job.path, "students", job.teacher)) != identity(job.teacher)
 
 
 def test_several_students_leave_the_teacher_as_it_was(job: Job) -> None:
