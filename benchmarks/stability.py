@@ -3,7 +3,7 @@
 
 Bars: on the geometric mean over models and solvers at 6 to 12 steps, a relative MSE 30 % below the best single competitor; in no
 row more than 10 % above the best of ComfyUI's schedulers; fewer than 500 calls for calibration. Probes and images have different
-seeds, and pictures other prompts. The mixtures called "held out" were not used for choosing any constant.
+seeds. The mixtures called "held out" were not used for choosing any constant. Networks: ``stability_networks``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ..stability.profile import QUICK, THOROUGH, Effort, Profile, level_sigmas
 from ..stability.quantiles import equal_parts
 from ..stability.replay import Replay, replay
 from ._stability_mixtures import Case, mixture_cases
-from ._stability_pictures import picture_cases
 from ._stability_table import table
 
 __all__ = ["run", "table"]
@@ -31,8 +30,6 @@ __all__ = ["run", "table"]
 ROOT = Path(__file__).resolve().parents[1]
 SOLVERS = ("euler", "dpmpp_2m", "heun")
 STEPS = (6, 8, 10, 12, 20)
-PICTURE_SETTINGS = (("dpmpp_2m", 6), ("dpmpp_2m", 8), ("dpmpp_2m", 12), ("euler", 8), ("heun", 8))
-"""(solver, steps) of the networks, of whose every image a mixture draws a hundred in the same time."""
 FEW = range(6, 13)
 MIXTURE_SEEDS = 512
 """Most of the error of a good grid is a few images in a hundred that end in another mode: fewer seeds would compare their numbers."""
@@ -45,13 +42,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT, cpu=not torch.cuda.is_available())
+    settings = tuple(itertools.product(SOLVERS, (6, 10) if quick else STEPS))
     rows = []
     with torch.inference_mode():
-        for case in itertools.chain(mixture_cases(64 if quick else MIXTURE_SEEDS), picture_cases(quick)):
-            if case.bound:
-                settings = tuple(itertools.product(SOLVERS, (6, 10) if quick else STEPS))
-            else:
-                settings = PICTURE_SETTINGS[1:2] if quick else PICTURE_SETTINGS
+        for case in mixture_cases(64 if quick else MIXTURE_SEEDS):
             rows += compare(case, settings, 60 if quick else 200)
     return rows + summary(rows)
 
@@ -122,7 +116,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         to_core = [grids[name] / min(grids[core] for core in SCHEDULER_NAMES) for grids in errors.values() if name in grids]
         summaries.append({
             "model": "all", "solver": "all", "steps": "6 to 12", "grid": name, "rel_mse": geometric_mean(few, name),
-            "rel_mse_held_out": geometric_mean(held_out, name), "worst_to_best_of_core": max(to_core),
+            **({"rel_mse_held_out": geometric_mean(held_out, name)} if held_out else {}), "worst_to_best_of_core": max(to_core),
             "rows_above_best_of_core": sum(ratio > 1.1 for ratio in to_core), "rows": len(to_core), "calibration_calls": calls[name],
             "core": list(SCHEDULER_NAMES)})
     return summaries
