@@ -16,7 +16,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     summary = [row for row in rows if row["model"] == "all"]
     lines = table_of(("grid", "rel. MSE", "held out", "worst to ComfyUI's best", "rows more than 10 % above it", "calls"), (
-        (row["grid"], number(row["rel_mse"]), number(row["rel_mse_held_out"]) if "rel_mse_held_out" in row else "", f"{row['worst_to_best_of_core']:.2f}",
+        (row["grid"], number(row["rel_mse"]), number(row.get("rel_mse_held_out")), f"{row['worst_to_best_of_core']:.2f}",
          f"{row['rows_above_best_of_core']} of {row['rows']}", str(row["calibration_calls"])) for row in summary))
     settings: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
@@ -41,7 +41,9 @@ def cell(row: dict[str, Any] | None) -> str:
     return f"{number(row['rel_mse'])} ({share:.1f})"
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:.2g}" if value < 0.001 else f"{value:.4f}"
 
 
