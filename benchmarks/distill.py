@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Students distilled from the embedded teacher: prediction error and prompt accuracy over g (stage one), accuracy over steps and g
-(stage two), one student beside four of half its rank that share the prompts, the cost of a picture, and the speed of training beside
-a plain diffusers LoRA loop. Accuracy is the reader's, percent."""
+(stage two), the cost of a picture, and the speed of training beside a plain diffusers LoRA loop. Accuracy is the reader's, percent."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,10 @@ class Effort:
     captions: int
     prompts: int
     loop_updates: int
-    shared_updates: int
-    shared_step_updates: int
 
 
-QUICK = Effort(updates=60, step_updates=12, batch=8, rate=3e-3, steps=2, captions=16, prompts=100, loop_updates=4, shared_updates=10,
-               shared_step_updates=3)
-FULL = Effort(updates=2000, step_updates=400, batch=32, rate=2e-3, steps=1, captions=500, prompts=2000, loop_updates=40,
-              shared_updates=200, shared_step_updates=60)
-SHARING = 4
+QUICK = Effort(updates=60, step_updates=12, batch=8, rate=3e-3, steps=2, captions=16, prompts=100, loop_updates=4)
+FULL = Effort(updates=2000, step_updates=400, batch=32, rate=2e-3, steps=1, captions=300, prompts=2000, loop_updates=40)
 
 
 class Subject:
@@ -82,15 +76,15 @@ class Subject:
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "several" (one a g), "picture" and "training"."""
+    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "picture" and "training"."""
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT)
     effort = QUICK if quick else FULL
     subject = Subject(effort)
     students, seconds = trained(subject, effort)
-    return [*stage_one(subject, students[0]), *stage_two(subject, students), *several_students(subject, effort),
-            picture(subject, students[0]), training_speed(effort, seconds)]
+    return [*stage_one(subject, students[0]), *stage_two(subject, students), picture(subject, students[0]),
+            training_speed(effort, seconds)]
 
 
 def trained(subject: Subject, effort: Effort) -> tuple[list[Any], float]:
@@ -173,26 +167,6 @@ def stage_two(subject: Subject, students: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def several_students(subject: Subject, effort: Effort) -> list[dict[str, Any]]:
-    """Accuracy in one step of one student, and of four of half its rank, each trained as long on its share of the prompts."""
-    from ..students.distill import native, routing, several
-    from ..students.distill.run import Job, distil
-    from ..students.distill.training import Plan
-
-    def plan(rank: int) -> Plan:
-        return Plan(effort.shared_updates, (1.0, 8.0), effort.batch, effort.rate, SEED, rank, 1, step_updates=effort.shared_step_updates)
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "students.safetensors"
-        job = Job(subject.teacher, "tiny/teacher", subject.prompts, subject.encode, LATENT, plan(16), Path(folder) / "one.safetensors",
-                  checkpointing=False)
-        one = native.student_of(subject.teacher, distil(job).adapter, "student")
-        manifest, _ = several.distil_several(replace(job, plan=plan(8), path=path), SHARING)
-        four = routing.students_of(subject.teacher, manifest, several.loader(path, manifest), "students")
-        return [{"kind": "several", "g": g, "steps": 1, "one_student": subject.accuracy(subject.sampled(one, g, 1.0, 1)),
-                 "four_students": subject.accuracy(subject.sampled(four, g, 1.0, 1))} for g in SCALES]
-
-
 def picture(subject: Subject, student: Any) -> dict[str, Any]:
     """Seconds of four pictures: 4 steps with one pass, and the teacher's 50 with two; the second run of each."""
     def seconds(model: Any, cfg: float, steps: int) -> float:
@@ -265,10 +239,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     for steps in sorted({row["steps"] for row in two}, reverse=True):
         cells = [f"{r['student']:.0f} (teacher {r['teacher']:.0f})" for r in two if r["steps"] == steps]
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
-    lines += ["", "| one step | " + " | ".join(f"g = {g}" for g in SCALES) + " |", "|---" * (1 + len(SCALES)) + "|"]
-    shared = [row for row in rows if row["kind"] == "several"]
-    lines += [f"| {name.replace('_', ' ')} | " + " | ".join(f"{row[name]:.0f}" for row in shared) + " |"
-              for name in ("one_student", "four_students")]
     picture, speed = (next(row for row in rows if row["kind"] == kind) for kind in ("picture", "training"))
     lines += ["", f"A picture of the student in 4 steps costs {picture['share']:.3f} of the teacher's in 50 with CFG; an update takes "
               f"{speed['update_s']:.2f} s, and {speed['diffusers_loop_s']:.2f} s in the plain loop (speed {speed['speed']:.2f})."]
