@@ -83,7 +83,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     effort = QUICK if quick else FULL
     subject = Subject(effort)
     students = trained(subject, effort)
-    return [*stage_one(subject, students[0]), *stage_two(subject, students), picture(subject, students[0]),
+    return [*stage_one(subject, students[0]), *stage_two(subject, students), cost_of_a_picture(subject, students[0]),
             training_speed(subject, effort)]
 
 
@@ -164,7 +164,7 @@ def stage_two(subject: Subject, students: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def picture(subject: Subject, student: Any) -> dict[str, Any]:
+def cost_of_a_picture(subject: Subject, student: Any) -> dict[str, Any]:
     """Seconds of four pictures: 4 steps with one pass, and the teacher's 50 with two; the second run of each."""
     def seconds(model: Any, cfg: float, steps: int) -> float:
         for _ in range(2):
