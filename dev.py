@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Try and develop DizzyDiff from a clone: sets up what it needs, then does it. Needs Python 3.11+ and a package index.
 
-ComfyUI is COMFYUI_PATH where that is set, else the one whose custom_nodes folder holds this clone, else a release
-downloaded into .dev/. Packages go into .venv here; the environment of a ComfyUI you already have is never changed.
+ComfyUI is COMFYUI_PATH where that is set, else the one whose custom_nodes folder holds this clone, else a release downloaded into
+.dev/: 0.30.0, or the one that COMFYUI_RELEASE names (0.27.0, the oldest that runs the pack). Packages go into .venv here; the
+environment of a ComfyUI you already have is never changed.
 """
 
 import sys

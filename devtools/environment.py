@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .comfyui import ComfyUI, fetch_release, is_comfyui, locate
+from .comfyui import RELEASES, ComfyUI, fetch_release, is_comfyui, locate
 from .process import SetupFailed, run_logged, say
 
 
@@ -35,12 +35,12 @@ def venv_python(venv: Path) -> Path:
 def requirement_files(root: Path, comfyui: ComfyUI) -> tuple[list[Path], list[Path]]:
     """(requirements, constraints) of the environment.
 
-    A user's own ComfyUI of any version asks for what it needs itself; the pins of the downloaded release do not bind it.
+    A ComfyUI of any other version asks for what it needs itself; the pins of the newest release do not bind it.
     """
     development = root / "requirements-dev.txt"
     requirements = [comfyui.path / "requirements.txt", root / "requirements.txt", development]
     # As a constraint too, or pip downloads the newest torch before it meets the pin.
-    return requirements, [development] if comfyui.own else [development, root / "constraints.txt"]
+    return requirements, [development, root / "constraints.txt"] if comfyui.newest else [development]
 
 
 def fingerprint(root: Path, comfyui: ComfyUI) -> str:
@@ -85,9 +85,9 @@ def set_up(root: Path) -> Workshop:
         except SetupFailed as failure:
             raise SetupFailed(f"{failure}\nOn Debian and Ubuntu, the package python3-venv is needed for this.") from failure
         (venv / "complete").touch()
-    if not is_comfyui(comfyui.path):
+    if comfyui.release and not is_comfyui(comfyui.path):
         say(f"downloading ComfyUI into {comfyui.path.relative_to(root)}")
-        fetch_release(root, python, logs / "comfyui.log")
+        fetch_release(comfyui.path, RELEASES[comfyui.release], python, logs / "comfyui.log")
     say("installing Python packages into .venv (several GB; a few minutes)")
     _install(root, comfyui, python, logs / "pip.log")
     stamp.write_text(fingerprint(root, comfyui))

