@@ -114,3 +114,8 @@ class FrontEnd:
     def error(self) -> Locator:
         """The message that the front end lays over the graph when something is wrong."""
         return self.page.get_by_test_id("error-overlay")
+
+    def open_errors(self) -> None:
+        """Click the button of that message; the front end of ComfyUI 0.27.0 has other words on it."""
+        self.error().get_by_role("button", name=re.compile("^(View details|See Errors|Show missing models)$")).click()
+        self.settle()

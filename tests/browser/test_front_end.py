@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,8 +107,8 @@ def test_a_nodes_help_opens_with_its_picture(front_end: FrontEnd) -> None:
 def test_missing_models_are_offered_for_download(front_end: FrontEnd) -> None:
     path = workflow("lcm_dreamshaper")
     front_end.drop(path)
-    front_end.page.get_by_role("button", name="View details").click()
-    offered = front_end.page.get_by_test_id("missing-model-importable-rows")
+    front_end.open_errors()
+    offered = front_end.page.get_by_test_id("properties-panel")
     for name in models(path).values():
         expect(offered).to_contain_text(name)
     expect(offered.get_by_test_id("missing-model-download")).to_have_count(len(models(path)))
@@ -118,12 +119,13 @@ def test_a_wrong_value_is_explained_at_its_node(front_end: FrontEnd) -> None:
     front_end.drop(workflow("guidance_sweep"))
     front_end.page.evaluate("app.graph.nodes.find(node => node.type === 'DizzyDiffGuidanceSweep').widgets[0].value = '1, two'")
     front_end.run()
-    expect(front_end.error()).to_contain_text("Guidance Sweep rejected the value for scales")
+    expect(front_end.error()).to_be_visible()
     assert [node["type"] for node in front_end.nodes() if node["red"]] == ["DizzyDiffGuidanceSweep"]
+    front_end.open_errors()
     page = front_end.page
-    page.get_by_role("button", name="View details").click()
-    page.get_by_role("button", name="Info for Guidance Sweep - scales").click()
-    expect(page.get_by_text('got "1, two"; expected numbers from 0 to 100')).to_be_visible()
+    if (info := page.get_by_role("button", name="Info for Guidance Sweep - scales")).count():  # the front end of 0.27.0 says it at once
+        info.click()
+    expect(page.get_by_text(re.compile("got .*1, two.*; expected numbers from 0 to 100"))).to_be_visible()
     front_end.problems.clear()  # the page logs the refusal that this test provokes
 
 
