@@ -89,7 +89,7 @@ def bench(workshop: Workshop, name: str, quick: bool, json_file: Path) -> int:
 
 def tiny(workshop: Workshop, arguments: list[str]) -> int:
     """Make the embedded pipeline of tiny/ from nothing (hours on a CPU); goes on where it stopped."""
-    return python_in(workshop, str(ROOT / "tiny" / "__main__.py"), "--comfyui", str(workshop.comfyui.path), *arguments)
+    return python_in(workshop, str(ROOT / "tiny" / "__main__.py"), *arguments)
 
 
 def distill(workshop: Workshop, arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY, LATENT = ROOT / "tiny", (4, 12, 12)
+TINY = ROOT / "tiny"
 SCALES = (1, 2, 4, 8)
 SEED = 51
 
@@ -28,34 +28,36 @@ class Effort:
     updates: int
     step_updates: int
     batch: int
-    rate: float
     steps: int
     captions: int
     prompts: int
     loop_updates: int
 
 
-QUICK = Effort(updates=60, step_updates=12, batch=8, rate=3e-3, steps=2, captions=16, prompts=100, loop_updates=4)
-FULL = Effort(updates=2000, step_updates=400, batch=32, rate=2e-3, steps=1, captions=300, prompts=2000, loop_updates=40)
+QUICK = Effort(updates=60, step_updates=12, batch=8, steps=2, captions=16, prompts=100, loop_updates=4)
+FULL = Effort(updates=2000, step_updates=600, batch=32, steps=1, captions=300, prompts=2000, loop_updates=40)
 
 
 class Subject:
     """The embedded teacher, its captions and its reader."""
 
     def __init__(self, effort: Effort) -> None:
-        from ..students.loader import Source, load_unet
-        from ..students.pipeline import load_clip, load_vae
+        from ..students.pipeline import load_vae
+        from ..tiny import student
         from ..tiny.evaluate import test_captions
 
-        self.teacher = load_unet(Source(TINY / "teacher", "tiny/teacher"))
-        self.clip, self.vae = load_clip(TINY, []), load_vae(TINY)
-        self.prompts = [str(caption) for caption in test_captions(SEED, effort.prompts, (1, 2))]
+        self.effort, self.embedded, self.vae = effort, student.embedded(TINY), load_vae(TINY)
+        self.teacher, self.encode = self.embedded.teacher, self.embedded.encode
+        self.prompts = student.captions(effort.prompts)
         self.captions = test_captions(SEED + 1, effort.captions, (1, 2))
-        self.noise = torch.randn(effort.captions, *LATENT, generator=torch.Generator().manual_seed(SEED))
+        self.noise = torch.randn(effort.captions, *student.LATENT, generator=torch.Generator().manual_seed(SEED))
         self.context = torch.cat([self.encode(str(caption))[0][0] for caption in self.captions])
 
-    def encode(self, text: str) -> list:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+    def job(self, file: Path, **changes: Any) -> Any:
+        """The recipe of the embedded student, with changes to its plan."""
+        from ..tiny.student import PLAN
+
+        return self.embedded.job(file, self.prompts, replace(PLAN, batch=self.effort.batch, **changes))
 
     def sampled(self, model: Any, g: float, cfg: float, steps: int, rows: slice = slice(None)) -> Tensor:
         """Latents by euler and core's simple sigmas."""
@@ -82,16 +84,16 @@ def run(quick: bool) -> list[dict[str, Any]]:
     enter_comfyui(ROOT)
     effort = QUICK if quick else FULL
     subject = Subject(effort)
-    students = trained(subject, effort)
+    students = trained(subject)
     return [*stage_one(subject, students[0]), *stage_two(subject, students), cost_of_a_picture(subject, students[0]),
-            training_speed(subject, effort)]
+            training_speed(subject)]
 
 
-def trained(subject: Subject, effort: Effort) -> list[Any]:
-    """The student MODEL at the end of every stage."""
+def trained(subject: Subject) -> list[Any]:
+    """The student MODEL at the end of every stage; the first is the embedded student."""
     from ..students.distill import native
-    from ..students.distill.run import Job, Running, distil
-    from ..students.distill.training import Plan, Progress
+    from ..students.distill.run import Running, distil
+    from ..students.distill.training import Progress
 
     adapters: list[Any] = []
 
@@ -99,10 +101,10 @@ def trained(subject: Subject, effort: Effort) -> list[Any]:
         if progress.update == running.training.stages[progress.stage].updates:
             adapters.append(running.adapter())
 
-    plan = Plan(effort.updates, (1.0, 8.0), effort.batch, effort.rate, SEED, steps=effort.steps, step_updates=effort.step_updates)
+    effort = subject.effort
     with tempfile.TemporaryDirectory() as folder:
-        distil(Job(subject.teacher, "tiny/teacher", subject.prompts, subject.encode, LATENT, plan, Path(folder) / "student.safetensors",
-                   checkpointing=False), keep)
+        distil(subject.job(Path(folder) / "student.safetensors", updates=effort.updates, steps=effort.steps,
+                           step_updates=effort.step_updates), keep)
     return [native.student_of(subject.teacher, each, "student") for each in adapters]
 
 
@@ -176,21 +178,21 @@ def cost_of_a_picture(subject: Subject, student: Any) -> dict[str, Any]:
     return {"kind": "picture", "teacher_s": teacher, "student_s": fast, "share": fast / teacher}
 
 
-def training_speed(subject: Subject, effort: Effort) -> dict[str, Any]:
+def training_speed(subject: Subject) -> dict[str, Any]:
     """Mean seconds of an update, the making of states included, beside a hand-written loop on diffusers' UNet, one after the other.
 
     The loop does the least that stage one can: two passes of the teacher, one of the student, LoRA on every linear layer and
     convolution, AdamW, and random states that cost nothing.
     """
-    engine, loop = engine_seconds(subject, effort), plain_seconds(effort)
-    return {"kind": "training", "batch": effort.batch, "update_s": engine, "diffusers_loop_s": loop, "speed": loop / engine}
+    engine, loop = engine_seconds(subject), plain_seconds(subject.effort)
+    return {"kind": "training", "batch": subject.effort.batch, "update_s": engine, "diffusers_loop_s": loop, "speed": loop / engine}
 
 
-def engine_seconds(subject: Subject, effort: Effort) -> float:
+def engine_seconds(subject: Subject) -> float:
     """Over the updates that one round of states serves, after those of the first."""
-    from ..students.distill.run import Job, Running, distil
+    from ..students.distill.run import Running, distil
     from ..students.distill.states import Guidance
-    from ..students.distill.training import REUSE, Plan, Progress
+    from ..students.distill.training import REUSE, Progress
 
     served = REUSE * Guidance.steps
     times: list[float] = []
@@ -198,10 +200,8 @@ def engine_seconds(subject: Subject, effort: Effort) -> float:
     def clock(running: Running, progress: Progress) -> None:
         times.append(time.perf_counter())
 
-    plan = Plan(2 * served, (1.0, 8.0), effort.batch, effort.rate, SEED)
     with tempfile.TemporaryDirectory() as folder:
-        distil(Job(subject.teacher, "tiny/teacher", subject.prompts, subject.encode, LATENT, plan, Path(folder) / "student.safetensors",
-                   checkpointing=False), clock)
+        distil(subject.job(Path(folder) / "student.safetensors", updates=2 * served), clock)
     return (times[-1] - times[served - 1]) / served
 
 
@@ -210,6 +210,7 @@ def plain_seconds(effort: Effort) -> float:
     from diffusers import UNet2DConditionModel
 
     from ..tiny.networks import student_of
+    from ..tiny.student import LATENT
 
     teacher = UNet2DConditionModel.from_pretrained(TINY / "teacher", torch_dtype=torch.float32).requires_grad_(False)
     student = student_of(teacher).requires_grad_(False)

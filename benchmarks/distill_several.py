@@ -7,11 +7,10 @@ All are trained in the same number of updates, far fewer than in ``distill``. Th
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .distill import FULL, LATENT, QUICK, ROOT, SCALES, SEED, Subject
+from .distill import FULL, QUICK, ROOT, SCALES, Subject
 
 SHARING, RANK = 4, 16
 
@@ -22,21 +21,18 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     enter_comfyui(ROOT)
     from ..students.distill import native, routing, several
-    from ..students.distill.run import Job, distil
-    from ..students.distill.training import Plan
+    from ..students.distill.run import distil
 
     effort, updates, step_updates = (QUICK, 10, 3) if quick else (FULL, 200, 60)
     subject = Subject(effort)
 
-    def plan(rank: int) -> Plan:
-        return Plan(updates, (1.0, 8.0), effort.batch, effort.rate, SEED, rank, 1, step_updates=step_updates)
+    def job(file: Path, rank: int) -> Any:
+        return subject.job(file, updates=updates, rank=rank, steps=1, step_updates=step_updates)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "students.safetensors"
-        job = Job(subject.teacher, "tiny/teacher", subject.prompts, subject.encode, LATENT, plan(RANK), Path(folder) / "one.safetensors",
-                  checkpointing=False)
-        one = native.student_of(subject.teacher, distil(job).adapter, "student")
-        manifest, _ = several.distil_several(replace(job, plan=plan(RANK // 2), path=path), SHARING)
+        one = native.student_of(subject.teacher, distil(job(Path(folder) / "one.safetensors", RANK)).adapter, "student")
+        manifest, _ = several.distil_several(job(path, RANK // 2), SHARING)
         four = routing.students_of(subject.teacher, manifest, several.loader(path, manifest), "students")
         return [{"g": g, "steps": 1, "one_student": subject.accuracy(subject.sampled(one, g, 1.0, 1)),
                  "four_students": subject.accuracy(subject.sampled(four, g, 1.0, 1))} for g in SCALES]

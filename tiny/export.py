@@ -33,11 +33,9 @@ def _config(model, **extra) -> dict:
     return plain | extra
 
 
-def write_pipeline(folder: Path, teacher: nn.Module, student: nn.Module, text_encoder: nn.Module, autoencoder: nn.Module) -> None:
-    """``folder`` becomes a diffusers pipeline: the student in unet/, the CFG teacher beside it in teacher/."""
+def write_pipeline(folder: Path, teacher: nn.Module, text_encoder: nn.Module, autoencoder: nn.Module) -> None:
+    """``folder`` becomes a diffusers pipeline but for unet/, which is the student's: the CFG teacher lies in teacher/."""
     weights = "diffusion_pytorch_model"
-    guidance = {"guidance_weight": "g - 1", "guidance_scale_range": networks.GUIDANCE.scale_range}
-    _write(folder / "unet", weights, student.state_dict(), _config(student, **guidance))
     _write(folder / "teacher", weights, teacher.state_dict(), _config(teacher))
     text = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text_encoder.state_dict().items()}
     _write(folder / "text_encoder", "model", text, _config(text_encoder))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The training loops of the recipe: the teacher with dropped captions, then the guided student of Meng et al., stage one."""
+"""The training loop of the recipe, and the teacher's loss."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..students.distill import objective
-from ..students.guidance import GuidanceInput, guidance_embedding
-from .optimiser import Muon
+from ..students.distill.optimiser import Muon
 
 WARM_UP, BETAS, WEIGHT_DECAY, CLIP = 200, (0.9, 0.99), 0.01, 1.0
 MUON_FACTOR = 3.0
@@ -190,40 +188,3 @@ def train_teacher(
 
     run.train(loss, seed)
     return cast(TextToLatent, run.average)
-
-
-def train_student(
-    student: nn.Module,
-    teacher: TextToLatent,
-    guided: GuidanceInput,
-    pictures: Pictures,
-    diffusion: Diffusion,
-    folder: Path,
-    schedule: Schedule,
-    seed: int,
-) -> nn.Module:
-    """Stage one of Meng et al. 2023: min E (1 + w)^-1 || v_student(z_t, c, w) - ((1 + w) v(z_t, c) - w v(z_t)) ||^2, w uniform.
-
-    Equation 3 there is for predictions of x; the guided prediction is linear, so the same weights hold for v. ``student`` starts
-    as the teacher's copy with a guidance projection of zeros; the text encoder stays the teacher's.
-    """
-    run = Run(student, folder, schedule)
-    low, high = guided.scale_range or (1.0, 1.0)
-
-    def loss(generator: torch.Generator) -> Tensor:
-        x, tokens = pictures.batch(schedule.batch, generator)
-        z, t, _ = diffusion.noised(x, generator)
-        g = low + (high - low) * torch.rand(len(x), generator=generator)
-        milliweights = guided.milliweights(g)
-        w = milliweights / 1000
-        with torch.no_grad():
-            context = teacher.text_encoder(tokens).last_hidden_state
-            empty = teacher.text_encoder(pictures.empty[None]).last_hidden_state
-            both = torch.cat([context, empty.expand_as(context)])
-            conditional, unconditional = teacher.unet(torch.cat([z, z]), torch.cat([t, t]), both, return_dict=False)[0].chunk(2)
-            target = objective.guided(conditional, unconditional, w)
-        embedding = guidance_embedding(milliweights, guided)
-        return objective.velocity_loss(student(z, t, context, timestep_cond=embedding, return_dict=False)[0] - target, w)
-
-    run.train(loss, seed)
-    return run.average

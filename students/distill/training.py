@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from . import objective
 from .errors import BadPlan, Diverged, NoPrompts, OtherTraining
+from .optimiser import Muon
 from .states import Batch, FewerSteps, Guidance, Network, Round, Stage, World
 
-BETAS, CLIP, WARM_UP, DECAY = (0.9, 0.99), 1.0, 50, 0.4
-"""Adam's; the largest norm of a gradient; updates until the full learning rate; the share of a stage's updates in which it falls to 0."""
+CLIP, WARM_UP, DECAY = 1.0, 50, 0.4
+"""The largest norm of a gradient; updates until the full learning rate; the share of a stage's updates in which it falls to 0."""
 REUSE = 3
 """How often a state is learned from, on average."""
 KEPT_ROUNDS, KEPT_BORDERS = 4, 32
@@ -143,7 +144,7 @@ class Training:
 
     def _start_stage(self) -> None:
         self.rounds: dict[int, Round] = {}
-        self.optimiser = torch.optim.AdamW(self.student.parameters.values(), self.plan.rate, BETAS, weight_decay=0.0)
+        self.optimiser = Muon(self.student.parameters.values(), self.plan.rate, 0.0)
         if self.progress.stage:
             self._remember({name: parameter.detach().clone() for name, parameter in self.student.parameters.items()})
 
@@ -156,14 +157,14 @@ class Training:
         return torch.Generator().manual_seed(number % 2**63)
 
     def _batch(self, stage: Stage) -> Batch:
-        """Rows of the last rounds, which are made again where a resumed training lacks them."""
+        """Rows of the last rounds, evenly over rounds and noise levels. Rounds that a resumed training lacks are made again."""
         generator = self._generator(0, self.progress.update)
         newest = self.progress.update // (REUSE * stage.steps)
         oldest = max(0, newest + 1 - max(KEPT_ROUNDS, KEPT_BORDERS // stage.steps))
         self.rounds = {n: self.rounds.get(n) or stage.round(self.student, self.plan.batch, self._generator(1, n))
                        for n in range(oldest, newest + 1)}
         rounds = list(self.rounds.values())
-        numbers = torch.randint(sum(map(len, rounds)), (self.plan.batch,), generator=generator)
+        numbers = objective.uniform(0, sum(map(len, rounds)), self.plan.batch, generator).long()
         drawn = []
         for each in rounds:
             inside = numbers[(numbers >= 0) & (numbers < len(each))]
@@ -216,4 +217,4 @@ class Training:
             self._remember({name: tensors[f"previous.{name}"].to(parameter.device) for name, parameter in names.items()})
         if self.progress.update:
             self.optimiser.load_state_dict({"param_groups": self.optimiser.state_dict()["param_groups"], "state": {
-                i: {key: tensors[f"optimiser.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(names)}})
+                i: {"momentum": tensors[f"optimiser.{name}.momentum"]} for i, name in enumerate(names)}})

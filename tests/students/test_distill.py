@@ -66,7 +66,7 @@ def training(plan: Plan) -> Training:
 
 
 def test_stage_one_finds_the_guided_teacher() -> None:
-    plan = Plan(updates=400, scales=(1.0, 4.0), batch=16, rate=0.02)
+    plan = Plan(updates=400, scales=(1.0, 4.0), batch=16, rate=0.1)
     trained = training(plan)
     trained.run()
     gaussians: Gaussians = trained.student  # type: ignore[assignment]
