@@ -22,6 +22,8 @@ from ..devtools.process import environment
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 480
 WANTED = "DIZZYDIFF_GPU_PARTS"
+TABLE = "csv"
+"""Rows of parts have columns of their own."""
 Part = Callable[[torch.device, bool], Iterator[dict[str, Any]]]
 
 
@@ -47,11 +49,12 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def parts() -> dict[str, Part]:
     """Those that are wanted, by name. Exits where a name is none of them."""
-    from . import _gpu_calls, _gpu_drafts, _gpu_kernels
+    from . import _gpu_calls, _gpu_drafts, _gpu_elsewhere, _gpu_kernels
 
     every: dict[str, Part] = {
-        "import": import_time, "passes": _gpu_drafts.passes, "kernels": _gpu_kernels.kernels, "student step": _gpu_calls.student_step,
-        "launches": _gpu_calls.launches, "batches": _gpu_calls.batches, "threads": _gpu_calls.threads, "drafted": _gpu_drafts.drafted,
+        "import": import_time, "passes": _gpu_drafts.passes, "elsewhere": _gpu_elsewhere.elsewhere, "kernels": _gpu_kernels.kernels,
+        "student step": _gpu_calls.student_step, "launches": _gpu_calls.launches, "batches": _gpu_calls.batches,
+        "threads": _gpu_calls.threads, "drafted": _gpu_drafts.drafted,
     }
     wanted = [name.strip() for name in os.environ.get(WANTED, "").split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in every]:
