@@ -114,7 +114,7 @@ class Show:
 
     def __init__(self, model: Any, g: float) -> None:
         self.g = g
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.previewer = previewer_of(model)
         self.bar = comfy.utils.ProgressBar(1)
         self.pictures: list[Image.Image] = []
 
@@ -126,6 +126,16 @@ class Show:
                 self.pictures = [self.previewer.decode_latent_to_preview(row[None]) for row in running.samples(PREVIEWED, self.g)]
             preview = ("JPEG", plot.draw(progress.losses, of, running.borders, self.pictures), plot.WIDTH)
         self.bar.update_absolute(running.done, running.total, preview)
+
+
+def previewer_of(model: Any) -> Any:
+    """Core's, also where the user has turned previews off: what the student draws is a result of the node. None: it has no colours."""
+    latents = model.model.latent_format
+    chosen = latent_preview.get_previewer(model.load_device, latents)
+    if chosen is not None or latents.latent_rgb_factors is None:
+        return chosen
+    return latent_preview.Latent2RGBPreviewer(latents.latent_rgb_factors, latents.latent_rgb_factors_bias,
+                                              latents.latent_rgb_factors_reshape)
 
 
 def _image(picture: Image.Image) -> torch.Tensor:

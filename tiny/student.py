@@ -47,9 +47,9 @@ def embedded(folder: Path) -> Embedded:
     return Embedded(load_unet(Source(folder / "teacher", "tiny/teacher")), load_clip(folder, []))
 
 
-def make_student(folder: Path, file: Path, observe: Observer) -> list[float]:
+def make_student(folder: Path, file: Path, observe: Observer, plan: Plan = PLAN) -> list[float]:
     """``folder``/unet becomes the student of ``folder``/teacher, by way of its adapter in ``file``; the loss of every update."""
     pipeline = embedded(folder)
-    result = distil(pipeline.job(file, captions()), observe)
+    result = distil(pipeline.job(file, captions(), plan), observe)
     write_folder(folder, folder / "teacher", result.adapter, diffusers_names(pipeline.teacher))
     return result.losses

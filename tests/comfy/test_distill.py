@@ -37,7 +37,7 @@ from dizzydiff.students.loader import Source, load_student, load_unet
 
 from .networks import save_file_student, save_pipeline, unet
 
-PLAN = Plan(updates=6, scales=(1.0, 8.0), batch=2, rank=2, steps=2, first_steps=4, step_updates=3)
+PLAN = Plan(updates=6, scales=(1.0, 8.0), batch=2, rate=0.01, rank=2, steps=2, first_steps=4, step_updates=3)
 PROMPTS = ["red", "green", "blue"]
 
 

@@ -125,6 +125,13 @@ def test_states_begin_with_pure_noise_and_cover_all_levels() -> None:
     assert (fallen[1:] < fallen[:-1]).all() and fallen[-1] < WORLD.level(1 / 16)
 
 
+@given(st.integers(1, 64), st.integers(0, 2**31))
+def test_numbers_are_drawn_one_from_each_part_of_the_range(rows: int, seed: int) -> None:
+    drawn = objective.uniform(-2.0, 6.0, rows, torch.Generator().manual_seed(seed))
+    parts = ((drawn + 2.0) / 8.0 * rows).floor()
+    assert sorted(parts.tolist()) == list(range(rows))
+
+
 def test_noised_pictures_are_those_of_the_forward_process() -> None:
     pictures = torch.full((4, *SIZE), 5.0)
     for flow, expected in ((False, 5.0), (True, 2.5)):
