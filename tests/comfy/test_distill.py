@@ -291,7 +291,7 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
 
 
 def trained_several(job: Job, count: int = 2) -> several.Manifest:
-    manifest, results = several.distil_several(dataclasses.replace(job, plan=Plan(updates=3, batch=2, rank=2)), count)
+    manifest, results = several.distil_several(dataclasses.replace(job, plan=Plan(updates=3, batch=2, rate=0.02, rank=2)), count)
     assert len(results) == len(manifest.files) == count
     return manifest
 
