@@ -45,7 +45,7 @@ class Plan:
     updates: int = 2000
     scales: tuple[float, float] = (1.0, 8.0)
     batch: int = 4
-    rate: float = 1e-3
+    rate: float = 3e-3
     seed: int = 0
     rank: int = 16
     steps: int = 0
@@ -61,7 +61,7 @@ class Plan:
             if getattr(self, name) < 1:
                 raise BadPlan(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0 < self.rate < 1:
-            raise BadPlan(f"The learning rate is {self.rate}; expected a number between 0 and 1, such as 0.001.")
+            raise BadPlan(f"The learning rate is {self.rate}; expected a number between 0 and 1, such as 0.003.")
         if self.steps and (self.steps < 1 or self.first_steps % self.steps or not _power_of_two(self.first_steps // self.steps)):
             raise BadPlan(f"Stage two goes from {self.first_steps} steps to {self.steps}; expected the first to be 1, 2, 4, 8, ... times "
                           "the last.")
@@ -205,9 +205,10 @@ class Training:
     def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a ``state``. Raises OtherTraining if it is not one of this student."""
         names = self.student.parameters
-        if any(name not in tensors or tensors[name].shape != parameter.shape for name, parameter in names.items()):
-            raise OtherTraining("The file holds other layers than this training has. Expected a file of the same settings: choose another "
-                                "output name.")
+        needed = dict(names) | ({f"optimiser.{name}.momentum": p for name, p in names.items()} if numbers["update"] else {})
+        if any(key not in tensors or tensors[key].shape != parameter.shape for key, parameter in needed.items()):
+            raise OtherTraining("The file holds other layers than this training has, or was left by another version. Expected a file of "
+                                "the same settings: choose another output name.")
         with torch.no_grad():
             for name, parameter in names.items():
                 parameter.copy_(tensors[name])

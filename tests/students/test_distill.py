@@ -180,6 +180,9 @@ def test_a_state_of_another_student_is_refused() -> None:
     trained = training(Plan(updates=2))
     with pytest.raises(OtherTraining, match="other layers"):
         trained.resume({"shift": torch.zeros(9)}, {"stage": 0, "update": 0})
+    shift = trained.student.parameters["shift"].detach()
+    with pytest.raises(OtherTraining, match="another version"):
+        trained.resume({"shift": shift, "losses": torch.zeros(1), "optimiser.shift.exp_avg": shift}, {"stage": 0, "update": 1})
 
 
 @pytest.mark.parametrize(("settings", "said"), [
