@@ -35,7 +35,7 @@ class Effort:
 
 
 QUICK = Effort(updates=60, step_updates=12, batch=8, steps=2, captions=16, prompts=100, loop_updates=4)
-FULL = Effort(updates=2000, step_updates=600, batch=32, steps=1, captions=300, prompts=2000, loop_updates=40)
+FULL = Effort(updates=2000, step_updates=400, batch=32, steps=1, captions=300, prompts=2000, loop_updates=40)
 
 
 class Subject:

@@ -55,7 +55,7 @@ class DistillGuidance(io.ComfyNode):
                 inputs.seed("Of the states, the scales and the adapter."),
                 io.Int.Input("batch", default=4, min=1, max=1024, advanced=True, tooltip="States an update. Memory grows with it."),
                 io.Int.Input("rank", default=16, min=1, max=512, advanced=True, tooltip="Of the LoRA on every layer."),
-                io.Float.Input("learning_rate", default=0.003, min=0.000001, max=0.1, step=0.0001, round=False, advanced=True,
+                io.Float.Input("learning_rate", default=0.001, min=0.000001, max=0.1, step=0.0001, round=False, advanced=True,
                                tooltip="Lower it if the loss climbs."),
                 io.Int.Input("step_updates", default=600, min=1, max=1000000, advanced=True,
                              tooltip="Of each halving of the steps in stage two."),
@@ -81,7 +81,7 @@ class DistillGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, prompts: str, latent: dict, name: str, updates: int, g_min: float, g_max: float,
-                student_steps: str, seed: int, batch: int = 4, rank: int = 16, learning_rate: float = 0.003, step_updates: int = 600,
+                student_steps: str, seed: int, batch: int = 4, rank: int = 16, learning_rate: float = 0.001, step_updates: int = 600,
                 negative: str = "", learn_from: str = "model", gradient_checkpointing: bool = True, students: int = 1,
                 sigmas: torch.Tensor | None = None) -> io.NodeOutput:
         steps = 0 if student_steps == "any" else int(student_steps)

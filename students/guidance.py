@@ -95,8 +95,8 @@ def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> Guidan
 def slow_entries(guidance: GuidanceInput) -> torch.Tensor:
     """[width]: 1 for the entries of e(w) whose period is at least the trained range of w, 0 for faster ones.
 
-    What a student learns of w is smooth. The faster entries are noise to it, of which an optimiser with normalised steps would
-    learn as much in each update.
+    What a student learns of w is smooth. The faster entries are noise to it, of which an optimiser with Adam's normalised steps
+    would learn as much in each update.
     """
     low, high = guidance.scale_range or (0.0, 0.0)
     half = guidance.width // guidance.signals // 2

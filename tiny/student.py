@@ -17,7 +17,7 @@ from .evaluate import test_captions
 
 SEED = 51
 LATENT = (4, 12, 12)
-PLAN = Plan(updates=2000, scales=(1.0, 8.0), batch=32, rate=5e-3, seed=SEED)
+PLAN = Plan(updates=2000, scales=(1.0, 8.0), batch=32, rate=2e-3, seed=SEED)
 CAPTIONS = 2000
 
 

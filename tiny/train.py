@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..students.distill.optimiser import Muon
+from .optimiser import Muon
 
 WARM_UP, BETAS, WEIGHT_DECAY, CLIP = 200, (0.9, 0.99), 0.01, 1.0
 MUON_FACTOR = 3.0

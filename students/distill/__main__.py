@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--step-updates", type=int, default=600, help="of each halving (default: %(default)s)")
     result.add_argument("--batch", type=int, default=4)
     result.add_argument("--rank", type=int, default=16)
-    result.add_argument("--rate", type=float, default=3e-3, help="learning rate (default: %(default)s)")
+    result.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--negative", default="", help="the negative prompt of the teacher's guidance")
     result.add_argument("--no-checkpointing", action="store_true", help="faster, more memory")

@@ -49,6 +49,5 @@ def euler_step(x: Tensor, denoised: Tensor, sigma: Tensor, target: Tensor) -> Te
 
 
 def uniform(low: float, high: float, rows: int, generator: torch.Generator) -> Tensor:
-    """[rows] in float64, in random order, one from each of ``rows`` equal parts of [low, high): gradients vary less than with others."""
-    part = torch.randperm(rows, generator=generator) + torch.rand(rows, generator=generator, dtype=torch.float64)
-    return low + (high - low) * part / rows
+    """[rows] in float64."""
+    return low + (high - low) * torch.rand(rows, generator=generator, dtype=torch.float64)

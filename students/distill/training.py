@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from . import objective
 from .errors import BadPlan, Diverged, NoPrompts, OtherTraining
-from .optimiser import Muon
 from .states import Batch, FewerSteps, Guidance, Network, Round, Stage, World
 
-CLIP, WARM_UP, DECAY = 1.0, 50, 0.4
-"""The largest norm of a gradient; updates until the full learning rate; the share of a stage's updates in which it falls to 0."""
+BETAS, CLIP, WARM_UP, DECAY = (0.9, 0.99), 1.0, 50, 0.4
+"""Adam's; the largest norm of a gradient; updates until the full learning rate; the share of a stage's updates in which it falls to 0."""
 REUSE = 3
 """How often a state is learned from, on average."""
 KEPT_ROUNDS, KEPT_BORDERS = 4, 32
@@ -45,7 +44,7 @@ class Plan:
     updates: int = 2000
     scales: tuple[float, float] = (1.0, 8.0)
     batch: int = 4
-    rate: float = 3e-3
+    rate: float = 1e-3
     seed: int = 0
     rank: int = 16
     steps: int = 0
@@ -61,7 +60,7 @@ class Plan:
             if getattr(self, name) < 1:
                 raise BadPlan(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0 < self.rate < 1:
-            raise BadPlan(f"The learning rate is {self.rate}; expected a number between 0 and 1, such as 0.003.")
+            raise BadPlan(f"The learning rate is {self.rate}; expected a number between 0 and 1, such as 0.001.")
         if self.steps and (self.steps < 1 or self.first_steps % self.steps or not _power_of_two(self.first_steps // self.steps)):
             raise BadPlan(f"Stage two goes from {self.first_steps} steps to {self.steps}; expected the first to be 1, 2, 4, 8, ... times "
                           "the last.")
@@ -144,7 +143,7 @@ class Training:
 
     def _start_stage(self) -> None:
         self.rounds: dict[int, Round] = {}
-        self.optimiser = Muon(self.student.parameters.values(), self.plan.rate, 0.0)
+        self.optimiser = torch.optim.AdamW(self.student.parameters.values(), self.plan.rate, BETAS, weight_decay=0.0)
         if self.progress.stage:
             self._remember({name: parameter.detach().clone() for name, parameter in self.student.parameters.items()})
 
@@ -157,14 +156,14 @@ class Training:
         return torch.Generator().manual_seed(number % 2**63)
 
     def _batch(self, stage: Stage) -> Batch:
-        """Rows of the last rounds, evenly over rounds and noise levels. Rounds that a resumed training lacks are made again."""
+        """Rows of the last rounds, which are made again where a resumed training lacks them."""
         generator = self._generator(0, self.progress.update)
         newest = self.progress.update // (REUSE * stage.steps)
         oldest = max(0, newest + 1 - max(KEPT_ROUNDS, KEPT_BORDERS // stage.steps))
         self.rounds = {n: self.rounds.get(n) or stage.round(self.student, self.plan.batch, self._generator(1, n))
                        for n in range(oldest, newest + 1)}
         rounds = list(self.rounds.values())
-        numbers = objective.uniform(0, sum(map(len, rounds)), self.plan.batch, generator).long()
+        numbers = torch.randint(sum(map(len, rounds)), (self.plan.batch,), generator=generator)
         drawn = []
         for each in rounds:
             inside = numbers[(numbers >= 0) & (numbers < len(each))]
@@ -205,10 +204,9 @@ class Training:
     def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a ``state``. Raises OtherTraining if it is not one of this student."""
         names = self.student.parameters
-        needed = dict(names) | ({f"optimiser.{name}.momentum": p for name, p in names.items()} if numbers["update"] else {})
-        if any(key not in tensors or tensors[key].shape != parameter.shape for key, parameter in needed.items()):
-            raise OtherTraining("The file holds other layers than this training has, or was left by another version. Expected a file of "
-                                "the same settings: choose another output name.")
+        if any(name not in tensors or tensors[name].shape != parameter.shape for name, parameter in names.items()):
+            raise OtherTraining("The file holds other layers than this training has. Expected a file of the same settings: choose another "
+                                "output name.")
         with torch.no_grad():
             for name, parameter in names.items():
                 parameter.copy_(tensors[name])
@@ -218,4 +216,4 @@ class Training:
             self._remember({name: tensors[f"previous.{name}"].to(parameter.device) for name, parameter in names.items()})
         if self.progress.update:
             self.optimiser.load_state_dict({"param_groups": self.optimiser.state_dict()["param_groups"], "state": {
-                i: {"momentum": tensors[f"optimiser.{name}.momentum"]} for i, name in enumerate(names)}})
+                i: {key: tensors[f"optimiser.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(names)}})

@@ -37,7 +37,7 @@ from dizzydiff.students.loader import Source, load_student, load_unet
 
 from .networks import save_file_student, save_pipeline, unet
 
-PLAN = Plan(updates=6, scales=(1.0, 8.0), batch=2, rate=0.01, rank=2, steps=2, first_steps=4, step_updates=3)
+PLAN = Plan(updates=6, scales=(1.0, 8.0), batch=2, rank=2, steps=2, first_steps=4, step_updates=3)
 PROMPTS = ["red", "green", "blue"]
 
 
@@ -291,7 +291,7 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
 
 
 def trained_several(job: Job, count: int = 2) -> several.Manifest:
-    manifest, results = several.distil_several(dataclasses.replace(job, plan=Plan(updates=3, batch=2, rate=0.02, rank=2)), count)
+    manifest, results = several.distil_several(dataclasses.replace(job, plan=Plan(updates=3, batch=2, rank=2)), count)
     assert len(results) == len(manifest.files) == count
     return manifest
 

@@ -66,7 +66,7 @@ def training(plan: Plan) -> Training:
 
 
 def test_stage_one_finds_the_guided_teacher() -> None:
-    plan = Plan(updates=400, scales=(1.0, 4.0), batch=16, rate=0.1)
+    plan = Plan(updates=400, scales=(1.0, 4.0), batch=16, rate=0.02)
     trained = training(plan)
     trained.run()
     gaussians: Gaussians = trained.student  # type: ignore[assignment]
@@ -125,13 +125,6 @@ def test_states_begin_with_pure_noise_and_cover_all_levels() -> None:
     assert (fallen[1:] < fallen[:-1]).all() and fallen[-1] < WORLD.level(1 / 16)
 
 
-@given(st.integers(1, 64), st.integers(0, 2**31))
-def test_numbers_are_drawn_one_from_each_part_of_the_range(rows: int, seed: int) -> None:
-    drawn = objective.uniform(-2.0, 6.0, rows, torch.Generator().manual_seed(seed))
-    parts = ((drawn + 2.0) / 8.0 * rows).floor()
-    assert sorted(parts.tolist()) == list(range(rows))
-
-
 def test_noised_pictures_are_those_of_the_forward_process() -> None:
     pictures = torch.full((4, *SIZE), 5.0)
     for flow, expected in ((False, 5.0), (True, 2.5)):
@@ -180,9 +173,6 @@ def test_a_state_of_another_student_is_refused() -> None:
     trained = training(Plan(updates=2))
     with pytest.raises(OtherTraining, match="other layers"):
         trained.resume({"shift": torch.zeros(9)}, {"stage": 0, "update": 0})
-    shift = trained.student.parameters["shift"].detach()
-    with pytest.raises(OtherTraining, match="another version"):
-        trained.resume({"shift": shift, "losses": torch.zeros(1), "optimiser.shift.exp_avg": shift}, {"stage": 0, "update": 1})
 
 
 @pytest.mark.parametrize(("settings", "said"), [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Muon for matrices and convolutions: fewer updates to the same loss than AdamW."""
+"""Muon for the hidden layers' matrices and convolutions, AdamW for the rest: fewer updates to the same loss than AdamW alone."""
 
 from __future__ import annotations
 
