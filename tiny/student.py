@@ -21,7 +21,7 @@ PLAN = Plan(updates=2000, scales=(1.0, 8.0), batch=32, rate=2e-3, seed=SEED)
 CAPTIONS = 2000
 
 
-def captions(count: int = CAPTIONS) -> list[str]:
+def captions(count: int) -> list[str]:
     """The prompts of the distillation."""
     return [str(caption) for caption in test_captions(SEED, count, (1, 2))]
 
@@ -47,9 +47,9 @@ def embedded(folder: Path) -> Embedded:
     return Embedded(load_unet(Source(folder / "teacher", "tiny/teacher")), load_clip(folder, []))
 
 
-def make_student(folder: Path, file: Path, observe: Observer, plan: Plan = PLAN) -> list[float]:
+def make_student(folder: Path, file: Path, observe: Observer, plan: Plan = PLAN, prompts: int = CAPTIONS) -> list[float]:
     """``folder``/unet becomes the student of ``folder``/teacher, by way of its adapter in ``file``; the loss of every update."""
     pipeline = embedded(folder)
-    result = distil(pipeline.job(file, captions(), plan), observe)
+    result = distil(pipeline.job(file, captions(prompts), plan), observe)
     write_folder(folder, folder / "teacher", result.adapter, diffusers_names(pipeline.teacher))
     return result.losses

@@ -28,7 +28,7 @@ def pipeline(root: Path, tmp_path: Path) -> Path:
 
 def test_the_student_is_written_beside_its_teacher_for_diffusers(pipeline: Path, root: Path, tmp_path: Path) -> None:
     plan = replace(student.PLAN, updates=2, batch=2)
-    losses = student.make_student(pipeline, tmp_path / "adapter.safetensors", lambda running, progress: None, plan)
+    losses = student.make_student(pipeline, tmp_path / "adapter.safetensors", lambda running, progress: None, plan, prompts=4)
     assert len(losses) == 2
     unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
     assert unet.config.time_cond_proj_dim == 256
