@@ -90,7 +90,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def trained(subject: Subject) -> list[Any]:
-    """The student MODEL at the end of every stage; the first is the embedded student."""
+    """The student MODEL at the end of every stage; the first is what the recipe of tiny/ makes."""
     from ..students.distill import native
     from ..students.distill.run import Running, distil
     from ..students.distill.training import Progress
@@ -209,11 +209,10 @@ def plain_seconds(effort: Effort) -> float:
     """Of an update of the hand-written loop."""
     from diffusers import UNet2DConditionModel
 
-    from ..tiny.networks import student_of
     from ..tiny.student import LATENT
 
-    teacher = UNet2DConditionModel.from_pretrained(TINY / "teacher", torch_dtype=torch.float32).requires_grad_(False)
-    student = student_of(teacher).requires_grad_(False)
+    teacher, student = (UNet2DConditionModel.from_pretrained(TINY / part, torch_dtype=torch.float32).requires_grad_(False)
+                        for part in ("teacher", "unet"))
     parameters = plain_lora(student, 16)
     optimiser = torch.optim.AdamW(parameters, 1e-3)
     times = []

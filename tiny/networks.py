@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..students.guidance import GuidanceInput
@@ -15,8 +14,8 @@ GUIDANCE = GuidanceInput(width=256, offset=1.0, scale_range=(1.0, 8.0))
 """The student's guidance input: w = g - 1 as in Meng et al., g from 1 to 8."""
 
 
-def unet(guided: bool = False) -> UNet2DConditionModel:
-    """The denoiser; ``guided`` adds the guidance input of Meng et al. (``time_embedding.cond_proj``)."""
+def unet() -> UNet2DConditionModel:
+    """The teacher's denoiser."""
     return UNet2DConditionModel(
         in_channels=4,
         out_channels=4,
@@ -28,16 +27,7 @@ def unet(guided: bool = False) -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=3,
-        time_cond_proj_dim=GUIDANCE.width if guided else None,
     )
-
-
-def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A guided copy of the teacher that answers as the teacher does until its guidance projection is trained."""
-    student = unet(guided=True)
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    nn.init.zeros_(student.time_embedding.cond_proj.weight)
-    return student
 
 
 def text_encoder(generator: torch.Generator) -> CLIPTextModel:

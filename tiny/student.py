@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The embedded student: the general engine's, distilled from the exported teacher and merged into diffusers' layout."""
+"""The recipe's student: distilled from the exported teacher by the engine for users' models, and merged into diffusers' layout."""
 
 from __future__ import annotations
 

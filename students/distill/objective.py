@@ -27,19 +27,13 @@ def one_step_for_many(x: Tensor, sigma: Tensor, x_end: Tensor, sigma_end: Tensor
 
 
 def loss(denoised: Tensor, target: Tensor, sigma: Tensor, w: Tensor, flow: bool) -> Tensor:
-    """``velocity_loss`` of two denoised predictions: omega(sigma) ||D - D_target||^2, omega = 1 / sigma^2, plus 1 unless ``flow``.
+    """Mean of omega(sigma) ||D - D_target||^2 / (1 + w), omega = 1 / sigma^2, plus 1 unless ``flow``: equation 3, weighed. sigma, w: [B].
 
-    That is the paper's SNR + 1 weighting for diffusion models.
+    omega is the paper's SNR + 1 for diffusion models, and makes it the error of the velocity for flow models, too. The error of a
+    guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the finest pictures, would count least.
     """
     omega = 1 / sigma.square() + (0 if flow else 1)
-    return velocity_loss(per_row(omega.sqrt(), denoised) * (denoised - target), w)
-
-
-def velocity_loss(error: Tensor, w: Tensor) -> Tensor:
-    """Mean of ||v - v_target||^2 / (1 + w): equation 3, weighed. error: [B, ...], w: [B].
-
-    The error of a guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the finest pictures, would count least.
-    """
+    error = per_row(omega.sqrt(), denoised) * (denoised - target)
     return (error.square() / per_row(1 + w, error)).mean()
 
 
