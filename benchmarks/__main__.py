@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
-import io
 import json
 import os
 import platform
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +36,6 @@ def write(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """All columns of all rows, empty where a row has none."""
-    text = io.StringIO()
-    columns = dict.fromkeys(column for row in rows for column in row)
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def main() -> int:
     names = sorted(file.stem for file in (ROOT / "benchmarks").glob("[!_]*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,8 +52,8 @@ def main() -> int:
     report = {"benchmark": options.name, "quick": options.quick, "machine": machine(), "rows": rows}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write(options.json, json.dumps(report, indent=1) + "\n")
-    if getattr(benchmark, "TABLE", "") == "csv":
-        write(options.json.with_suffix(".csv"), csv_of(rows))
+    if hasattr(benchmark, "csv_table"):
+        write(options.json.with_suffix(".csv"), benchmark.csv_table(rows))
     if hasattr(benchmark, "table"):
         write(options.json.with_suffix(".md"), benchmark.table(rows))
     if hasattr(benchmark, "picture"):

@@ -6,11 +6,13 @@ Parts, each cut off after 8 minutes; the environment variable DIZZYDIFF_GPU_PART
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,6 @@ from ..devtools.process import environment
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 480
 WANTED = "DIZZYDIFF_GPU_PARTS"
-TABLE = "csv"
-"""Rows of parts have columns of their own."""
 Part = Callable[[torch.device, bool], Iterator[dict[str, Any]]]
 
 
@@ -83,3 +83,12 @@ print(time.perf_counter() - started, time.process_time() - used)
             for _ in range(1 if quick else 5)]
     wall, cpu = (min(float(out.split()[which]) for out in runs) for which in (-2, -1))
     yield {"pack_import_s": wall, "pack_import_cpu_s": cpu}
+
+
+def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """All columns of all parts, empty where a row has none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
