@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._gpu_passes import NETWORK, Passes, stand_in_network
+from ._gpu_passes import NETWORK, means, stand_in_network, where
+from ._pretend_device import Away, booked
 
 
 def elsewhere(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
@@ -18,11 +19,9 @@ def elsewhere(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
                                 ("stage one: target, loss and gradient", "update", _update),
                                 ("guidance embedding", "call of the student", _guidance)):
         latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-        with Passes(latent) as counted:
-            times = work(latent)
-        kinds = {"passes": counted.passes, "launches": counted.launches, "host_reads": counted.reads}
-        means = {kind: (sum(counter.values()) - counter[NETWORK]) / times for kind, counter in kinds.items()}
-        yield {"feature": feature, "for each": each, **means}
+        with booked(where, latent.nbytes) as ledger:
+            times = work(Away(latent))
+        yield {"feature": feature, "for each": each, **means(ledger, {*ledger.launches, *ledger.host_operations} - {NETWORK}, times)}
 
 
 def _measurement(latent: Tensor) -> int:
@@ -40,7 +39,7 @@ def _update(latent: Tensor) -> int:
     """From the answers of teacher and student to the gradient that the student's backward pass begins with."""
     from ..students.distill import objective
 
-    w, sigma = torch.tensor([3.0]), torch.tensor([2.0])
+    w, sigma = latent.new_full([1], 3.0), latent.new_full([1], 2.0)
     student = (0.9 * latent).requires_grad_()
     target = objective.guided(latent, 0.5 * latent, w)
     objective.loss(student, target, sigma, w, flow=False).backward()
@@ -50,5 +49,5 @@ def _update(latent: Tensor) -> int:
 def _guidance(latent: Tensor) -> int:
     from ..students.guidance import GuidanceInput, guidance_embedding
 
-    guidance_embedding(torch.tensor([3000.0]), GuidanceInput(256, 1.0, (1.0, 8.0)))
+    guidance_embedding(latent.new_full([1], 3000.0), GuidanceInput(256, 1.0, (1.0, 8.0)))
     return 1

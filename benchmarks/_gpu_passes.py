@@ -1,54 +1,31 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a drafted run does to latents outside its network: memory passes, launches and reads by the host, counted, not timed.
+"""What a drafted run does to latents outside its network: memory passes, launches and waits of the host, counted, not timed.
 
-The counts are the same on every machine, and for every latent that is larger than everything else.
+Counted on a device that is not there (``_pretend_device``): the counts are the same on every machine, and for every latent that is
+larger than everything else.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from ..drafting.policies import Mode
 from ._draft_subjects import sampling
+from ._pretend_device import DEVICE, Away, Ledger, booked
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK, AHEAD, SAMPLER = "network", "sampler, run ahead", "sampler"
+TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
 PLACES = {"hindsight": "hindsight", "_guess": "guess", "_from_window": "verify and carry", "_learn": "learn", "_group": "batch",
           "_drafts": "drafts", "_dry_run": "plan"}
 """Functions of drafting/, and what the table calls them."""
-FACTORIES = (torch.ops.aten.new_full, torch.ops.aten.zeros_like, torch.ops.aten.empty_like, torch.ops.aten.full_like)
-"""Operations that take only the shape of their input."""
-
-
-class Passes(TorchDispatchMode):
-    """Per place of the code: latents read and written by operations on whole latents, launches, and values read by the host."""
-
-    def __init__(self, latent: Tensor) -> None:
-        super().__init__()
-        self._bytes = latent.nbytes
-        self.passes: Counter[str] = Counter()
-        self.launches: Counter[str] = Counter()
-        self.reads: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        place = where(sys._getframe(1))
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.reads[place] += 1
-        elif not func.is_view:
-            self.launches[place] += 1
-            read = () if func.overloadpacket in FACTORIES else (args, kwargs)
-            tensors = [t for t in tree_leaves((read, result)) if isinstance(t, Tensor)]
-            self.passes[place] += sum(t.nbytes for t in tensors if t.nbytes >= self._bytes) / self._bytes  # type: ignore[assignment]
-        return result
 
 
 def where(frame: FrameType | None) -> str:
@@ -72,29 +49,44 @@ def stand_in_network(x: Tensor, sigma: Tensor) -> Tensor:
     return x / (1 + s * s) + 0.1 * torch.tanh(x / (1 + s))
 
 
-def count(shape: tuple[int, ...], sampler: str, steps: int, width: int) -> list[dict[str, Any]]:
-    """A row for every place, means over the rounds of a verified run in batches, and their sum."""
+def count(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode = "verified") -> list[dict[str, Any]]:
+    """A row for every place, means over the rounds of a run in batches; their sum; and the same run undrafted, over as many rounds."""
+    rounds, drafted = run(shape, sampler, steps, width, mode)
+    plain = run(shape, sampler, steps, 1, mode)[1]
+    common = {"sampler": sampler, "steps": steps, "width": width, "mode": mode, "rounds": rounds}
+    rows = [{"place": place, **means(drafted, [place], rounds)} for place in (*PLACES.values(), AHEAD, SAMPLER, "other")
+            if drafted.launches[place]]
+    rows.append({"place": TOTAL, **means(drafted, set(drafted.launches) - {NETWORK, SAMPLER}, rounds)})
+    rows.append({"place": UNDRAFTED, **means(plain, [SAMPLER], rounds)})
+    return [{**common, **row} for row in rows]
+
+
+def means(ledger: Ledger, places: Iterable[str], of: int) -> dict[str, float]:
+    """What was booked at some places, over the number of rounds, calls or updates."""
+    kinds = {"passes": ledger.passes, "launches": ledger.launches, "waits": ledger.waits, "host_operations": ledger.host_operations}
+    return {kind: sum(counter[place] for place in places) / of for kind, counter in kinds.items()}
+
+
+def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode) -> tuple[int, Ledger]:
+    """Rounds of a run on the pretended device, and what was booked; a width of 1 is the plain sampler."""
     import comfy.samplers
 
     from ..drafting.replicas import DraftRefine
     from ..drafting.speculation import Report
 
     model_sampling = sampling()
-    sigmas = comfy.samplers.calculate_sigmas(model_sampling, "karras", steps)
     reports: list[Report] = []
-    drafted = DraftRefine(comfy.samplers.sampler_object(sampler), "verified", width, 0.02, on_report=reports.append)
+    inner = comfy.samplers.sampler_object(sampler)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    options = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": 0}
-    with torch.no_grad(), Passes(noise) as counted:
-        drafted.sample(_Guider(model_sampling), sigmas, options, None, noise, torch.zeros_like(noise), None, True)
-    kinds = {"passes": counted.passes, "launches": counted.launches, "host_reads": counted.reads}
-    rounds = len(reports[0].rounds)
-    common = {"sampler": sampler, "steps": steps, "width": width, "rounds": rounds}
-    places = [place for place in (*PLACES.values(), AHEAD, SAMPLER, "other") if counted.launches[place]]
-    rows = [{"place": place, **{kind: counter[place] / rounds for kind, counter in kinds.items()}} for place in places]
-    outside = [row for row in rows if row["place"] != SAMPLER]
-    total = {"place": "all but the sampler itself", **{kind: sum(row[kind] for row in outside) for kind in kinds}}
-    return [{**common, **row} for row in (*rows, total)]
+    if "noise_sampler" in inspect.signature(inner.sampler_function).parameters:
+        generator = torch.Generator().manual_seed(1)
+        inner.extra_options["noise_sampler"] = lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True)
+    method = DraftRefine(inner, mode, width, 0.02, on_report=reports.append) if width > 1 else inner
+    options = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
+    with torch.no_grad(), booked(where, noise.nbytes) as ledger:
+        x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))
+        method.sample(_Guider(model_sampling), sigmas, options, None, x, torch.zeros_like(x), None, True)
+    return len(reports[0].rounds) if reports else steps, ledger
 
 
 class _Guider:
@@ -107,4 +99,7 @@ class _Guider:
         self.cfg = 1.0
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
-        return stand_in_network(x, sigma)
+        denoised = stand_in_network(x, sigma)
+        for hook in model_options.get("sampler_post_cfg_function", []):
+            denoised = hook({"denoised": denoised, "uncond_denoised": denoised, "input": x})
+        return denoised
