@@ -21,10 +21,10 @@ from ._draft_subjects import sampling
 from ._pretend_device import DEVICE, Away, Ledger, booked
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORK, AHEAD, SAMPLER = "network", "sampler, run ahead", "sampler"
+NETWORK, SAMPLER, END = "network", "sampler", "once a picture"
 TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
 PLACES = {"hindsight": "hindsight", "_guess": "guess", "_from_window": "verify and carry", "_learn": "learn", "_group": "batch",
-          "_drafts": "drafts", "_dry_run": "plan"}
+          "_state": "drafts", "plan": END, "report": END}
 """Functions of drafting/, and what the table calls them."""
 
 
@@ -35,10 +35,10 @@ def where(frame: FrameType | None) -> str:
         code = frame.f_code
         if code is stand_in_network.__code__:
             return NETWORK
-        if code.co_filename.endswith("sampling.py"):
+        if Path(code.co_filename).parent.name in ("k_diffusion", "extra_samplers", "comfy"):
             sampler = SAMPLER
         elif code.co_name in PLACES and Path(code.co_filename).parent == ROOT / "drafting":
-            return AHEAD if sampler and code.co_name == "_drafts" else PLACES[code.co_name]
+            return PLACES[code.co_name]
         frame = frame.f_back
     return sampler or "other"
 
@@ -54,9 +54,9 @@ def count(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mo
     rounds, drafted = run(shape, sampler, steps, width, mode)
     plain = run(shape, sampler, steps, 1, mode)[1]
     common = {"sampler": sampler, "steps": steps, "width": width, "mode": mode, "rounds": rounds}
-    rows = [{"place": place, **means(drafted, [place], rounds)} for place in (*PLACES.values(), AHEAD, SAMPLER, "other")
+    rows = [{"place": place, **means(drafted, [place], rounds)} for place in (*dict.fromkeys(PLACES.values()), SAMPLER, "other")
             if drafted.launches[place]]
-    rows.append({"place": TOTAL, **means(drafted, set(drafted.launches) - {NETWORK, SAMPLER}, rounds)})
+    rows.append({"place": TOTAL, **means(drafted, set(drafted.launches) - {NETWORK, SAMPLER, END}, rounds)})
     rows.append({"place": UNDRAFTED, **means(plain, [SAMPLER], rounds)})
     return [{**common, **row} for row in rows]
 
@@ -80,12 +80,13 @@ def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     if "noise_sampler" in inspect.signature(inner.sampler_function).parameters:
         generator = torch.Generator().manual_seed(1)
-        inner.extra_options["noise_sampler"] = lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True)
+        options = {**inner.extra_options, "noise_sampler": lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True)}
+        inner = comfy.samplers.KSAMPLER(inner.sampler_function, options, inner.inpaint_options)
     method = DraftRefine(inner, mode, width, 0.02, on_report=reports.append) if width > 1 else inner
-    options = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
+    extra_args = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
     with torch.no_grad(), booked(where, noise.nbytes) as ledger:
         x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))
-        method.sample(_Guider(model_sampling), sigmas, options, None, x, torch.zeros_like(x), None, True)
+        method.sample(_Guider(model_sampling), sigmas, extra_args, None, x, torch.zeros_like(x), None, True)
     return len(reports[0].rounds) if reports else steps, ledger
 
 

@@ -38,18 +38,20 @@ FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray)
 class Away(Tensor):
     """A tensor on the device; ``held`` is where it is in truth."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     held: Tensor
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Away:
-        away: Away = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        away: Away = Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=DEVICE)
         away.held = held
         return away
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         raise RuntimeError(f"{func} on a tensor of the pretended device, outside `booked`")
 
 
@@ -110,7 +112,8 @@ class _Factories(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in FROM_VALUES and kwargs.get("device") is not None and torch.device(kwargs["device"]) == DEVICE:
-            return func(*args, **{**kwargs, "device": None}).to(DEVICE)
+            numbers = tree_map_only(Away, lambda tensor: tensor.item() if tensor.ndim == 0 else tensor, args)
+            return func(*numbers, **{**kwargs, "device": None}).to(DEVICE)
         return func(*args, **kwargs)
 
 

@@ -3,36 +3,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .calls import NoiseSampler
 
 
 class NoiseTape:
-    """The noises of a sampler in the order it asks for them: drawn once, read again by drafts and by the sampler itself.
+    """The noises of a sampler in the order it asks for them: drawn once, whether a draft needs them first or the sampler itself.
 
-    A draft asks for the same noises in the same order as the sampler will, so the first to ask draws, and the sequence is
-    the one that a plain run of the sampler draws, bit for bit.
+    A draft has them drawn for the sigmas at which the sampler will ask (``asks``: pairs of sigma and sigma_next), so that the
+    sequence is the one that a plain run of the sampler draws.
     """
 
-    def __init__(self, draw: NoiseSampler) -> None:
-        self._draw = draw
+    def __init__(self, draw: NoiseSampler, asks: Sequence[tuple[float, float]], sigmas: Tensor) -> None:
+        self._draw, self._asks, self._sigmas = draw, asks, sigmas
         self._drawn = 0
         self._kept: dict[int, Tensor] = {}
 
-    def reader(self, start: int = 0) -> NoiseSampler:
-        """A noise sampler that reads from the ``start``-th noise on."""
-        position = start
+    def __getitem__(self, position: int) -> Tensor:
+        """The noise at a position, for a draft."""
+        while self._drawn <= position:
+            self._add(*(self._sigmas.new_full([], sigma) for sigma in self._asks[self._drawn]))
+        return self._kept[position]
+
+    def reader(self) -> NoiseSampler:
+        """The noise sampler of the sampler itself."""
+        position = 0
 
         def read(sigma: Tensor, sigma_next: Tensor) -> Tensor:
             nonlocal position
-            while self._drawn <= position:
-                self._kept[self._drawn] = self._draw(sigma, sigma_next)
-                self._drawn += 1
+            if self._drawn <= position:
+                self._add(sigma, sigma_next)
             position += 1
             return self._kept[position - 1]
 
         return read
+
+    def _add(self, sigma: Tensor, sigma_next: Tensor) -> None:
+        self._kept[self._drawn] = self._draw(sigma, sigma_next)
+        self._drawn += 1
 
     def forget(self, before: int) -> None:
         """Drop the noises that nobody will ask for again."""

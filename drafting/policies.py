@@ -31,5 +31,10 @@ class Policy:
         alone = rounds % 2 == 0 if self.mode == "conservative" else rounds == 0
         return 1 if alone else min(self.k, left)
 
+    @property
+    def decides(self) -> bool:
+        """Whether drafts may be dropped."""
+        return self.mode == "verified"
+
     def accepts(self, deviation: float) -> bool:
-        return self.mode != "verified" or deviation <= self.tolerance
+        return not self.decides or deviation <= self.tolerance

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,6 +17,8 @@ from ..kernels.linear_combination import linear_combination
 from .coordinates import Space
 
 Basis = Literal["eps", "F"]
+Setting = Callable[[], float]
+"""A number that the device may still be computing: the host waits for it at the first call."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Guess(Protocol):
     def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
         """The prediction [P, ...] to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
 
-    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> float:
+    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
         """The setting that guesses best what was ``seen``, from what was ``known`` when it was drafted."""
 
 
@@ -68,16 +71,17 @@ class Trend:
         of_D = [-weight * space.signal(node.sigma) for weight, node in zip(of_x, nodes, strict=True)]
         return [*of_D, *of_x, 1 / alpha], [*(node.prediction for node in nodes), *(node.x for node in nodes), x]
 
-    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> float:
+    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
         orders = [order for order in self.orders if len(known) > order]
         if len(self.orders) == 1 or self.orders[0] not in orders:
-            return self.start
+            return lambda: self.start
 
         def error(order: int) -> Tensor:
             weights, tensors = self._terms(space, known, order, seen.x, seen.sigma)
             return torch.linalg.vector_norm(linear_combination([*weights, -1.0], [*tensors, seen.prediction]))
 
-        return orders[int(torch.stack([error(order) for order in orders]).argmin())]
+        best = torch.stack([error(order) for order in orders]).argmin()
+        return functools.cache(lambda: orders[int(best)])
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,11 @@ class Following:
     def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
         return self._follow(space, known[-1], x, sigma, 1.0, setting)
 
-    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> float:
+    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
         pull = self._follow(space, known[-1], seen.x, seen.sigma, 0.0, 1.0).flatten()
         size = torch.dot(pull, pull).clamp(min=torch.finfo(pull.dtype).tiny)
-        return float((torch.dot(pull, (seen.prediction - known[-1].prediction).flatten()) / size).clamp(0.0, 1.0))
+        share = (torch.dot(pull, (seen.prediction - known[-1].prediction).flatten()) / size).clamp(0.0, 1.0)
+        return functools.cache(lambda: float(share))
 
     def _follow(self, space: Space, node: Known, x: Tensor, sigma: float, kept: float, share: float) -> Tensor:
         """kept D + share (D_F(x) - D) for the D of ``node``."""

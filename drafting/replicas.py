@@ -150,7 +150,7 @@ class Batch(Evaluator):
     def _group(self, states: list[State], arguments: dict[str, Any]) -> Tensor:
         k, rows = len(states), states[0][0].shape[0]
         x = torch.cat([x for x, _ in states])
-        sigma = torch.cat([x.new_full([rows], sigma) for x, sigma in states])
+        sigma = torch.tensor([sigma for _, sigma in states], dtype=x.dtype).repeat_interleave(rows).to(x.device, non_blocking=True)
         if k == 1:
             return self.predict(self.model, x, sigma, arguments)
         model = comfy.samplers.KSamplerX0Inpaint(self.model.inner_model, self.model.sigmas)
@@ -322,13 +322,13 @@ class DraftRefine(comfy.samplers.Sampler):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
         evaluate = choose_evaluator(model, self.width, extra_args["model_options"], self._clock)
         run = bind(function, extra_args, options, disable=True)
-        calls = plan(run, lambda answer: StandIn(model, _dry(answer, evaluate)), sigmas, x.ndim)
+        foretold = plan(run, lambda answer: StandIn(model, _dry(answer, evaluate)), sigmas, x.ndim)
         flow = isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
         space = Space(flow_signal if flow else unit_signal)
         policy = Policy(self.mode, evaluate.width, self.tolerance)
-        how = Drafting.frozen(policy, space) if self.frozen else Drafting.extrapolated(policy, space, calls[-1].noises > 0)
+        how = Drafting.frozen(policy, space) if self.frozen else Drafting.extrapolated(policy, space, foretold.stochastic)
         draw = options.get("noise_sampler") or noise_of(function, x, sigmas, extra_args.get("seed"))
-        return SpeculativeModel(model, run, calls, sigmas, evaluate, evaluate.deliver, NoiseTape(draw), how)
+        return SpeculativeModel(model, foretold, evaluate, evaluate.deliver, NoiseTape(draw, foretold.asks, sigmas), how)
 
 
 def bind(function: Callable, extra_args: dict[str, Any], options: dict[str, Any], disable: bool) -> SamplerRun:
@@ -344,7 +344,7 @@ def bind(function: Callable, extra_args: dict[str, Any], options: dict[str, Any]
 
 def _dry(answer: Callable[[Tensor, Tensor], Tensor], evaluate: Evaluator) -> Callable[..., Tensor]:
     def prediction(x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-        return evaluate.deliver(answer(x, sigma)[None], x, float(sigma[0]), arguments)
+        return evaluate.deliver(answer(x, sigma), x, float(sigma[0]), arguments)
 
     return prediction
 

@@ -6,15 +6,15 @@ model replaced by :class:`SpeculativeModel`. Asked for D(x, sigma), it
 
 1. looks whether a draft of this question was evaluated; if so, and it lies near enough, the answer is the draft's
    prediction carried over to x: one round saved;
-2. else opens a window: it drafts the next k - 1 questions by running the same sampler over the next sigmas with a stand-in
-   that answers by extrapolation, evaluates x and the drafts in parallel (one round), keeps the predictions, returns the first.
+2. else opens a window: it drafts the states of the next k - 1 questions, as the sampler will combine them (``calls``), from
+   answers that it extrapolates, evaluates x and the drafts in parallel (one round), keeps the predictions, returns the first.
 
 DRiffusion (arXiv 2603.25872) is this with the Euler sampler, eps frozen and eps carried, and drafts always accepted.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,14 +23,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .calls import Call, SamplerRun
+from ..kernels.linear_combination import linear_combination
+from .calls import Plan
 from .coordinates import Space
 from .noise import NoiseTape
 from .policies import Policy
-from .predictors import Basis, Following, Guess, Known, Trend, carry, carry_and_measure
+from .predictors import Basis, Following, Guess, Known, Setting, Trend, carry, carry_and_measure
 
 HISTORY = 4
-"""Answers kept: drafts begin with them, for the memory of multistep samplers, and extrapolate from them."""
+"""Answers kept at least: drafts extrapolate from them."""
 
 LEAST_ROUGHNESS = 0.25
 """Predictions are never taken to differ less than this part of how far their states are apart."""
@@ -101,39 +102,29 @@ class Report:
         return max((s.deviation or 0.0 for states in self.rounds for s in states if s.accepted), default=0.0)
 
 
-class _Enough(BaseException):
-    """All drafts of a window are made; no sampler catches this."""
-
-
-def _rms(norm: Tensor, of: Tensor) -> float:
-    """RMS of a tensor from its norm: the host waits here for the device."""
-    return float(norm) / math.sqrt(of.numel())
-
-
 class SpeculativeModel:
     """D(x, sigma) from drafts. Attributes it has not are the wrapped model's."""
 
-    def __init__(
-        self,
-        model: Any,
-        run: SamplerRun,
-        calls: tuple[Call, ...],
-        sigmas: Tensor,
-        evaluate: Evaluate,
-        deliver: Deliver,
-        tape: NoiseTape,
-        drafting: Drafting,
-    ) -> None:
-        self.calls, self.evaluate, self.tape = calls, evaluate, tape
-        self._model, self._run, self._sigmas, self._deliver, self._how = model, run, sigmas, deliver, drafting
+    def __init__(self, model: Any, plan: Plan, evaluate: Evaluate, deliver: Deliver, tape: NoiseTape, drafting: Drafting) -> None:
+        self.plan, self.calls, self.evaluate, self.tape = plan, plan.calls, evaluate, tape
+        self._model, self._deliver, self._how = model, deliver, drafting
         self._asked = 0
         self._answers: dict[int, Known] = {}
         self._window: dict[int, tuple[Known, int, int]] = {}
         self._stale: dict[int, Known] = {}
-        self._setting = drafting.guess.start
-        self._roughness = 1.0
+        self._setting: Setting = lambda: drafting.guess.start
+        self._roughness: Setting = lambda: 1.0
         self._strayed = 0.0
-        self.report = Report()
+        self._report = Report()
+        self._unread: list[Callable[[], bool]] = []
+
+    @property
+    def report(self) -> Report:
+        """What happened so far."""
+        for read in self._unread:
+            read()
+        self._unread.clear()
+        return self._report
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -160,13 +151,19 @@ class SpeculativeModel:
             return None
         known, round_, slot = self._window.pop(n)
         carried, norm = carry_and_measure(self._how.space, self._how.carry, known, x)
-        distance = _rms(norm, x) / self._how.space.scale(known.sigma)
-        deviation = self._roughness * distance
-        accepted = self._how.policy.accepts(deviation)
-        self.report.rounds[round_][slot] = Evaluated(n, deviation, accepted)
-        if not accepted:
+        scale, count, roughness = self._how.space.scale(known.sigma), x.numel(), self._roughness
+
+        def verdict() -> bool:
+            self._strayed = float(norm) / math.sqrt(count) / scale
+            deviation = roughness() * self._strayed
+            accepted = self._how.policy.accepts(deviation)
+            self._report.rounds[round_][slot] = Evaluated(n, deviation, accepted)
+            return accepted
+
+        if not self._how.policy.decides:
+            self._unread.append(verdict)
+        elif not verdict():
             self._stale = {n: known, **{m: later for m, (later, _, _) in self._window.items()}}
-            self._strayed = distance
             self._window.clear()
             return None
         return carried
@@ -178,19 +175,19 @@ class SpeculativeModel:
             self._setting = how.guess.hindsight(how.space, known, last)
         if dropped is not None and self._strayed > 0:
             error = here.prediction - carry(how.space, how.carry, dropped, here.x)
-            off = _rms(torch.linalg.vector_norm(error), error) / how.space.sigma_data
-            self._roughness = max(off / self._strayed, LEAST_ROUGHNESS)
+            off, reach = torch.linalg.vector_norm(error), self._strayed * how.space.sigma_data * math.sqrt(error.numel())
+            self._roughness = functools.cache(lambda: max(float(off) / reach, LEAST_ROUGHNESS))
 
     def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        width = min(self._how.policy.width(len(self.report.rounds), len(self.calls) - n), self.evaluate.capacity)
+        width = min(self._how.policy.width(len(self._report.rounds), len(self.calls) - n), self.evaluate.capacity)
         known = self._known()
         drafts = self._drafts(n, x, width - 1, known) if known else []
         dropped = self._stale.get(n)
         self._stale = {}
         states = [(x, self.calls[n].sigma), *((draft, self.calls[m].sigma) for m, draft in enumerate(drafts, n + 1))]
         predictions = self.evaluate(states, arguments)
-        round_ = len(self.report.rounds)
-        self.report.rounds.append([Evaluated(n + i) for i in range(len(states))])
+        round_ = len(self._report.rounds)
+        self._report.rounds.append([Evaluated(n + i) for i in range(len(states))])
         for slot in range(1, len(states)):
             self._window[n + slot] = (Known(*states[slot], predictions[slot]), round_, slot)
         last = self._window[n + len(drafts)][0] if drafts else None
@@ -198,34 +195,23 @@ class SpeculativeModel:
         return predictions[0]
 
     def _drafts(self, n: int, x: Tensor, count: int, known: list[Known]) -> list[Tensor]:
-        """The states of the ``count`` questions after the n-th: the sampler itself, run ahead with guessed answers."""
-        calls, start = self.calls, min(self._answers)
-        if count < 1:
-            return []
+        """The states of the ``count`` questions after the n-th, as the sampler combines them, from guessed answers."""
+        asked = dict(self._answers)
         drafts: list[Tensor] = []
-        offset = torch.zeros_like(x)
-        asked = start
-
-        def stand_in(state: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-            nonlocal asked, offset
-            m, asked = asked, asked + 1
-            if m < n:
-                return self._deliver(self._answers[m].prediction, state, calls[m].sigma, arguments)
-            if m == n:
-                offset = state - x
-            gain = calls[m].gain / calls[n].gain if calls[n].gain else 0.0
-            here = torch.sub(state, offset, alpha=gain)
-            if m > n:
-                drafts.append(here)
-                if len(drafts) == count:
-                    raise _Enough
-            return self._deliver(self._guess(known, m, here), state, calls[m].sigma, arguments)
-
-        first = self._answers[start]
-        sigmas = self._sigmas[calls[start].step :].clone()  # some samplers write into theirs
-        with contextlib.suppress(_Enough):
-            self._run(StandIn(self._model, stand_in), first.x, sigmas, None, self.tape.reader(calls[start].noises))
+        for m in range(n + 1, n + 1 + count):
+            asked[m - 1] = Known(x, self.calls[m - 1].sigma, self._guess(known, m - 1, x))
+            x = self._state(m, asked)
+            drafts.append(x)
         return drafts
+
+    def _state(self, m: int, asked: dict[int, Known]) -> Tensor:
+        """x_m as its :class:`~.calls.Call` combines it; a prediction of one part is both denoised and uncond."""
+        call = self.calls[m]
+        states = [asked[m - 1].x, *(asked[i].x for i, _ in call.states)]
+        parts = [asked[i].prediction[min(part, len(asked[i].prediction) - 1)] for i, part, _ in call.answers]
+        noises = [self.tape[q] for q, _ in call.draws]
+        weights = [call.kept, *(u for _, u in call.states), *(w for _, _, w in call.answers), *(v for _, v in call.draws)]
+        return linear_combination(weights, [*states, *parts, *noises])
 
     def _known(self) -> list[Known]:
         """All predictions in hand, from high to low sigma; of several at one sigma the newest."""
@@ -236,15 +222,14 @@ class SpeculativeModel:
         how = self._how
         if m in self._stale:
             return carry(how.space, how.carry, self._stale[m], x)
-        return how.guess(how.space, known, self._setting, x, self.calls[m].sigma)
+        return how.guess(how.space, known, self._setting(), x, self.calls[m].sigma)
 
     def _forget(self, n: int) -> None:
-        """Keep the last HISTORY answers, and what lies between them and the first question of their step."""
-        starts = [m for m in self._answers if m == 0 or self.calls[m].step != self.calls[m - 1].step]
-        keep = max((m for m in starts if m <= n - HISTORY + 1), default=min(starts))
-        for m in [m for m in self._answers if m < keep]:
+        """Keep the answers and noises on which states to come depend, and the last HISTORY answers."""
+        answer, noise = self.plan.oldest(n)
+        for m in [m for m in self._answers if m < min(answer, n - HISTORY + 1)]:
             del self._answers[m]
-        self.tape.forget(self.calls[keep].noises)
+        self.tape.forget(noise)
 
 
 class StandIn:

@@ -26,7 +26,7 @@ from dizzydiff.students.pipeline import load_clip
 from nodes import common_ksampler
 
 TINY = Path(__file__).parents[2] / "tiny"
-UNDRAFTED = {"dpm_fast": "one by one", "dpm_adaptive": "one by one", "sa_solver_pece": "in the middle"}
+UNDRAFTED = {"dpm_fast": "one by one", "dpm_adaptive": "one by one"}
 """Samplers that run as they are, and part of why."""
 STEPS = 10
 

@@ -69,7 +69,7 @@ def test_a_trend_is_exact_where_eps_is_a_polynomial_and_hindsight_finds_its_orde
     guess = Trend((3, order))
     torch.testing.assert_close(guess(space, history, order, x, sigmas[4]), ahead.prediction)
     rough = [Known(k.x, k.sigma, k.prediction + 0.1 * vector(9 + i)) for i, k in enumerate(history)]
-    assert guess.hindsight(space, rough, ahead) == min((3, order), key=lambda o: float(
+    assert guess.hindsight(space, rough, ahead)() == min((3, order), key=lambda o: float(
         (guess(space, rough, o, x, sigmas[4]) - ahead.prediction).square().mean()))
 
 
@@ -78,49 +78,104 @@ def test_the_share_by_which_predictions_follow_the_state_is_found(share: float, 
     space, guess, old = Space(), Following(), Known(vector(0), before, vector(1)[None])
     x = vector(2)
     seen = Known(x, after, guess(space, [old], share, x, after))
-    assert guess.hindsight(space, [old], seen) == pytest.approx(share, abs=1e-6)
+    assert guess.hindsight(space, [old], seen)() == pytest.approx(share, abs=1e-6)
     held = space.F_of(x, guess(space, [old], 1.0, x, after), after)
     torch.testing.assert_close(held, space.F_of(old.x, old.prediction, before), rtol=1e-8, atol=1e-8)
 
 
 def toy(answer) -> StandIn:
-    return StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma))
+    return StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0])
 
 
 @given(st.integers(2, 12))
 def test_the_dry_run_knows_every_question(steps: int) -> None:
-    """What it says of sigmas and gains against closed forms: Euler moves an offset by sigma / sigma_0."""
     sigmas = karras(steps)
-    calls = plan(SAMPLERS["euler"], toy, sigmas, 2)
+    calls = plan(SAMPLERS["euler"], toy, sigmas, 2).calls
     assert [call.step for call in calls] == list(range(steps))
     assert [call.sigma for call in calls] == pytest.approx(sigmas[:-1].tolist(), rel=1e-6)
-    assert [call.gain for call in calls] == pytest.approx((sigmas[:-1] / sigmas[0]).tolist(), rel=1e-4)
-    assert [call.step for call in plan(SAMPLERS["heun"], toy, sigmas, 2)] == [i // 2 for i in range(2 * steps - 1)]
-    assert [call.noises for call in plan(SAMPLERS["ancestral"], toy, sigmas, 2)] == list(range(steps))
+    assert [call.step for call in plan(SAMPLERS["heun"], toy, sigmas, 2).calls] == [i // 2 for i in range(2 * steps - 1)]
+    assert [call.noises for call in plan(SAMPLERS["ancestral"], toy, sigmas, 2).calls] == list(range(steps))
 
 
-def test_samplers_that_cannot_be_run_ahead_are_found_out() -> None:
+@given(st.integers(2, 12))
+def test_states_are_foretold_as_the_samplers_formulas_say(steps: int) -> None:
+    """Euler: x' = r x + (1 - r) D, r = sigma' / sigma. Ancestral: the same down to sigma_down, then sigma_up times a noise."""
+    sigmas = karras(steps)
+    euler = plan(SAMPLERS["euler"], toy, sigmas, 2)
+    ancestral = plan(SAMPLERS["ancestral"], toy, sigmas, 2)
+    for m in range(1, steps):
+        s, t = float(sigmas[m - 1]), float(sigmas[m])
+        (answer,) = euler.calls[m].answers
+        assert answer == (m - 1, 0, pytest.approx(1 - t / s))
+        assert euler.calls[m].kept == pytest.approx(t / s)
+        assert euler.calls[m].draws == ()
+        up = t * math.sqrt(1 - t**2 / s**2)
+        assert ancestral.calls[m].kept == pytest.approx(math.sqrt(t**2 - up**2) / s)
+        assert ancestral.calls[m].draws == ((m - 1, pytest.approx(up)),)
+        assert ancestral.asks[m - 1] == (pytest.approx(s), pytest.approx(t))
+
+
+def test_a_multistep_sampler_is_foretold_with_its_memory() -> None:
+    """DPM-Solver++(2M): two answers a state, and nothing older is kept for the states to come."""
+    foretold = plan(SAMPLERS["dpmpp_2m"], toy, karras(9), 2)
+    assert [[i for i, _, _ in call.answers] for call in foretold.calls] == [[], [0], *([m - 2, m - 1] for m in range(2, 9))]
+    assert [foretold.oldest(n)[0] for n in range(9)] == [0, 0, 1, 2, 3, 4, 5, 6, 8]
+
+
+def test_samplers_that_cannot_be_foretold_are_found_out() -> None:
     def silent(model, x, sigmas, callback, noise):
         return SAMPLERS["euler"](model, x, sigmas, None, noise)
 
+    def clipping(model, x, sigmas, callback, noise):
+        def clipped(x, sigma):
+            return model(x, sigma).clamp(-0.1, 0.1)
+
+        return SAMPLERS["euler"](clipped, x, sigmas, callback, noise)
+
+    def own_noise(model, x, sigmas, callback, noise):
+        return SAMPLERS["ancestral"](model, x, sigmas, callback, lambda *_: torch.randn_like(x))
+
+    def remembering(model, x, sigmas, callback, noise):
+        seen = []
+
+        def averaged(x, sigma):
+            seen.append(model(x, sigma))
+            return sum(seen) / len(seen)
+
+        return SAMPLERS["euler"](averaged, x, sigmas, callback, noise)
+
+    reasons = {adaptive: "depends on what it was answered", silent: "one by one", clipping: "not linear", own_noise: "not linear",
+               remembering: "long before"}
+    for sampler, reason in reasons.items():
+        with pytest.raises(Undraftable, match=reason):
+            plan(sampler, toy, karras(24), 2)
+
+
+def test_a_sampler_with_sigmas_of_its_own_is_foretold() -> None:
     def elsewhere(model, x, sigmas, callback, noise):
-        own = torch.linspace(float(sigmas[0]), 0.0, len(sigmas)) ** 2
+        own = torch.linspace(float(sigmas[0]), 0.0, len(sigmas), dtype=x.dtype) ** 2
         return SAMPLERS["euler"](model, x, own, callback, noise)
 
-    sigmas = karras(8)
-    for sampler, reason in ((adaptive, "depends on what it was answered"), (silent, "one by one"), (elsewhere, "middle")):
-        with pytest.raises(Undraftable, match=reason):
-            plan(sampler, toy, sigmas, 2)
+    calls = plan(elsewhere, toy, karras(8), 2).calls
+    assert [call.sigma for call in calls] == pytest.approx((torch.linspace(10, 0, 9) ** 2).tolist()[:-1])
 
 
-def test_readers_of_a_tape_hear_the_plain_samplers_noises() -> None:
+def test_drafts_and_the_sampler_hear_the_plain_samplers_noises() -> None:
     x = torch.zeros(3, dtype=torch.float64)
     plain = seeded_noise(x)
     expected = [plain(x, x) for _ in range(6)]
-    tape = NoiseTape(seeded_noise(x))
-    real, ahead = tape.reader(), tape.reader(2)
-    assert torch.equal(real(x, x), expected[0])
-    assert [torch.equal(ahead(x, x), expected[i]) for i in (2, 3, 4)] == [True] * 3
+    asked = []
+
+    def draw(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        asked.append((float(sigma), float(sigma_next)))
+        return plain_again(sigma, sigma_next)
+
+    plain_again, asks = seeded_noise(x), [(6.0 - i, 5.0 - i) for i in range(6)]
+    tape = NoiseTape(draw, asks, x)
+    real = tape.reader()
+    assert torch.equal(real(torch.tensor(6.0), torch.tensor(5.0)), expected[0])
+    assert torch.equal(tape[3], expected[3])
     tape.forget(1)
-    assert len(tape) == 4
-    assert [torch.equal(real(x, x), expected[i]) for i in range(1, 6)] == [True] * 5
+    assert len(tape) == 3
+    assert [torch.equal(real(*map(torch.tensor, asks[i])), expected[i]) for i in range(1, 6)] == [True] * 5
+    assert asked == asks, "a noise is drawn once, and for the sigmas at which the sampler asks"

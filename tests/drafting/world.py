@@ -125,9 +125,9 @@ def plainly(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor) -> Ten
 
 
 def drafted(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor, how: Drafting, **here: Any) -> tuple[Tensor, SpeculativeModel]:
-    calls = plan(sampler, lambda answer: StandIn(model, lambda x, sigma, **_: answer(x, sigma)), sigmas, x.ndim)
-    tape = NoiseTape(seeded_noise(x))
-    speculative = SpeculativeModel(model, sampler, calls, sigmas, Here(model, **here), lambda p, x, s, a: p[0], tape, how)
+    foretold = plan(sampler, lambda answer: StandIn(model, lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, x.ndim)
+    tape = NoiseTape(seeded_noise(x), foretold.asks, sigmas)
+    speculative = SpeculativeModel(model, foretold, Here(model, **here), lambda p, x, s, a: p[0], tape, how)
     return sampler(speculative, x, sigmas, None, tape.reader()), speculative
 
 
