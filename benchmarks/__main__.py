@@ -58,7 +58,7 @@ def main() -> int:
         write(options.json.with_suffix(".md"), benchmark.table(rows))
     if hasattr(benchmark, "picture"):
         benchmark.picture(rows).save(options.json.with_suffix(".png"))
-    return 0
+    return int(any("failed" in row for row in rows))
 
 
 if __name__ == "__main__":

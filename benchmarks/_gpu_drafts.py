@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from ..drafting.policies import Mode
 from ._gpu_calls import TOY_SIZE
 from ._gpu_networks import Network, networks
 from ._gpu_passes import count
 from ._gpu_time import profiled, wait
+
+MODES: tuple[Mode, ...] = ("verified", "aggressive")
 
 
 def drafted(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
@@ -85,5 +88,6 @@ def _run(network: Network, pixels: int, steps: int, width: int) -> dict[str, flo
 
 def passes(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     """Counted on the CPU: the counts are the same on every device."""
-    for sampler in ("euler", "dpmpp_2m", "euler_ancestral"):
-        yield from count((1, 16, 3, 45, 80), sampler, 28, 4)
+    for sampler in ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"):
+        for mode in MODES:
+            yield from count((1, 16, 3, 45, 80), sampler, 28, 4, mode)

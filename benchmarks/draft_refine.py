@@ -71,7 +71,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     enter_comfyui(ROOT)
     torch.set_num_threads(1)
     with torch.inference_mode():
-        rows = [wall_clock(50, 1 if quick else 5), overhead(28, 1 if quick else 5)]
+        rows = [wall_clock(50, 3 if quick else 5), overhead(28, 3 if quick else 5)]
     pictures = [partial(prompt_accuracy, name, 16 if quick else 100, 28, 4, TOLERANCE) for name in ("tiny/teacher", "tiny")]
     for group in side_by_side([*pictures, *(partial(rows_of, job) for job in jobs(quick))]):
         rows += group

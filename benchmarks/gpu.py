@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,25 @@ def run(quick: bool) -> list[dict[str, Any]]:
     name = "CPU" if on_cpu else torch.cuda.get_device_name(device)
     if on_cpu and not quick:
         raise SystemExit("This machine has no CUDA device. With --quick the script runs at toy sizes on the CPU, to show that it works.")
-    rows = []
-    for part, measure in parts().items():
-        started = time.perf_counter()
-        for row in measure(device, quick):
-            rows.append({"part": part, "device": name, **({"toy": True} if quick else {}), **row})
-            print(rows[-1], file=sys.stderr, flush=True)
-            if time.perf_counter() - started > LIMIT_S:
-                rows.append({"part": part, "device": name, "cut_off_after_s": LIMIT_S})
-                break
-    return rows
+    return list(measured(parts(), device, name, quick, time.perf_counter))
+
+
+def measured(
+    parts: Mapping[str, Part], device: torch.device, name: str, quick: bool, clock: Callable[[], float]
+) -> Iterator[dict[str, Any]]:
+    """The rows of each part until its time is over. A part that fails costs its own rows: what it had, and a row that says why."""
+    for part, measure in parts.items():
+        started, common = clock(), {"part": part, "device": name, **({"toy": True} if quick else {})}
+        try:
+            for row in measure(device, quick):
+                print({**common, **row}, file=sys.stderr, flush=True)
+                yield {**common, **row}
+                if clock() - started > LIMIT_S:
+                    yield {**common, "cut_off_after_s": LIMIT_S}
+                    break
+        except Exception as error:
+            traceback.print_exc()
+            yield {**common, "failed": f"{type(error).__name__}: {error}"}
 
 
 def parts() -> dict[str, Part]:
@@ -52,9 +62,10 @@ def parts() -> dict[str, Part]:
     from . import _gpu_calls, _gpu_drafts, _gpu_elsewhere, _gpu_kernels
 
     every: dict[str, Part] = {
-        "import": import_time, "passes": _gpu_drafts.passes, "elsewhere": _gpu_elsewhere.elsewhere, "kernels": _gpu_kernels.kernels,
+        "passes": _gpu_drafts.passes, "elsewhere": _gpu_elsewhere.elsewhere, "kernels": _gpu_kernels.kernels,
         "student step": _gpu_calls.student_step, "launches": _gpu_calls.launches, "batches": _gpu_calls.batches,
         "threads": _gpu_calls.threads, "drafted": _gpu_drafts.drafted,
+        "import": import_time,
     }
     wanted = [name.strip() for name in os.environ.get(WANTED, "").split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in every]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import comfy.samplers
 import pytest
@@ -13,7 +15,7 @@ import torch
 from dizzydiff.benchmarks._gpu_elsewhere import elsewhere
 from dizzydiff.benchmarks._gpu_passes import END, TOTAL, count
 from dizzydiff.benchmarks._gpu_passes import UNDRAFTED as UNDRAFTED_RUN
-from dizzydiff.benchmarks.gpu import csv_table
+from dizzydiff.benchmarks.gpu import LIMIT_S, csv_table, measured
 from dizzydiff.drafting.policies import Mode
 
 SAMPLERS = [name for name in comfy.samplers.SAMPLER_NAMES if name not in ("dpm_fast", "dpm_adaptive", "ddim")]
@@ -61,3 +63,22 @@ def test_rows_of_parts_share_one_table() -> None:
     rows = [{"part": "a", "device": "x", "us": 1.5}, {"part": "b", "device": "x", "said": "one, two"}]
     read = list(csv.DictReader(io.StringIO(csv_table(rows))))
     assert read == [{"part": "a", "device": "x", "us": "1.5", "said": ""}, {"part": "b", "device": "x", "us": "", "said": "one, two"}]
+
+
+def test_a_part_that_fails_or_takes_too_long_costs_only_its_own_rows() -> None:
+    now = 0.0
+
+    def slow(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+        nonlocal now
+        while True:
+            now += LIMIT_S
+            yield {"value": now}
+
+    def broken(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+        yield {"value": 1}
+        raise torch.OutOfMemoryError("no memory")
+
+    rows = list(measured({"slow": slow, "broken": broken}, torch.device("cpu"), "x", False, lambda: now))
+    assert [{k: v for k, v in row.items() if k != "device"} for row in rows] == [
+        {"part": "slow", "value": LIMIT_S}, {"part": "slow", "value": 2 * LIMIT_S}, {"part": "slow", "cut_off_after_s": LIMIT_S},
+        {"part": "broken", "value": 1}, {"part": "broken", "failed": "OutOfMemoryError: no memory"}]
