@@ -122,6 +122,37 @@ def test_a_multistep_sampler_is_foretold_with_its_memory() -> None:
     assert [foretold.oldest(n)[0] for n in range(9)] == [0, 0, 1, 2, 3, 4, 5, 6, 8]
 
 
+def adams(order: int):
+    """Adams-Bashforth in sigma, whose memory is derivatives: x' = x + dt (weights . last derivatives), of constant weights."""
+    weights = {2: (1.5, -0.5), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}[order]
+
+    def sampler(model, x, sigmas, callback, noise):
+        derivatives = []
+        for i in range(len(sigmas) - 1):
+            D = model(x, sigmas[i].expand(x.shape[0]))
+            if callback:
+                callback({"i": i, "x": x, "denoised": D})
+            derivatives = [(x - D) / sigmas[i], *derivatives][:order]
+            known = weights if len(derivatives) == order else (1.0,)
+            x = x + (sigmas[i + 1] - sigmas[i]) * sum(w * d for w, d in zip(known, derivatives, strict=False))
+        return x
+
+    return sampler
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_a_sampler_that_remembers_derivatives_is_foretold_from_those(order: int) -> None:
+    """In answers alone each of its states would depend on all before; the last terms are those of the formula."""
+    sigmas = karras(20)
+    foretold = plan(adams(order), toy, sigmas, 2)
+    assert all(i >= m - order for m, call in enumerate(foretold.calls) for i, *_ in (*call.states, *call.answers))
+    last = foretold.calls[-1]
+    dt, oldest = float(sigmas[-2] - sigmas[-3]), {2: -0.5, 4: -9 / 24}[order]
+    assert last.kept == pytest.approx(1.0)
+    assert last.states[0] == (len(foretold.calls) - 1 - order, pytest.approx(dt * oldest / foretold.calls[-1 - order].sigma))
+    assert last.answers[0][2] == pytest.approx(-last.states[0][1])
+
+
 def test_samplers_that_cannot_be_foretold_are_found_out() -> None:
     def silent(model, x, sigmas, callback, noise):
         return SAMPLERS["euler"](model, x, sigmas, None, noise)
