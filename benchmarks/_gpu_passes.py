@@ -67,7 +67,7 @@ def means(ledger: Ledger, places: Iterable[str], of: int) -> dict[str, float]:
     return {kind: sum(counter[place] for place in places) / of for kind, counter in kinds.items()}
 
 
-def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode) -> tuple[int, Ledger]:
+def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode, frozen: bool = False) -> tuple[int, Ledger]:
     """Rounds of a run on the pretended device, and what was booked; a width of 1 is the plain sampler."""
     import comfy.samplers
 
@@ -82,7 +82,7 @@ def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode
         generator = torch.Generator().manual_seed(1)
         options = {**inner.extra_options, "noise_sampler": lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True)}
         inner = comfy.samplers.KSAMPLER(inner.sampler_function, options, inner.inpaint_options)
-    method = DraftRefine(inner, mode, width, 0.02, on_report=reports.append) if width > 1 else inner
+    method = DraftRefine(inner, mode, width, 0.02, frozen, reports.append) if width > 1 else inner
     extra_args = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
     with torch.no_grad(), booked(where, noise.nbytes) as ledger:
         x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))

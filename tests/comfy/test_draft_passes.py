@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dizzydiff.benchmarks._gpu_elsewhere import elsewhere
-from dizzydiff.benchmarks._gpu_passes import END, TOTAL, count
+from dizzydiff.benchmarks._gpu_passes import END, TOTAL, count, run
 from dizzydiff.benchmarks._gpu_passes import UNDRAFTED as UNDRAFTED_RUN
 from dizzydiff.benchmarks.gpu import LIMIT_S, csv_table, measured
 from dizzydiff.drafting.policies import Mode
@@ -44,6 +44,12 @@ def test_a_drafted_sampler_waits_no_oftener_than_undrafted_where_nothing_is_deci
     assert places["verify and carry"]["waits"] == 0
     assert places["sampler"]["waits"] <= places[UNDRAFTED_RUN]["waits"]
     assert places[TOTAL]["waits"] == places["guess"]["waits"] <= 1
+
+
+def test_frozen_drafts_that_are_always_used_wait_for_nothing_but_what_the_sampler_waits_for() -> None:
+    rounds, ledger = run((1, 4, 8, 8), "dpmpp_2m", 28, 4, "aggressive", frozen=True)
+    assert rounds == 8
+    assert {place for place, waits in ledger.waits.items() if waits} <= {"sampler", END}
 
 
 @pytest.mark.parametrize(("sampler", "passes"), [("euler", 150), ("dpmpp_2m", 160), ("euler_ancestral", 86), ("dpmpp_2m_sde", 95)])
