@@ -14,7 +14,7 @@ import torch
 from ..drafting.policies import Mode
 from ._gpu_calls import TOY_SIZE
 from ._gpu_networks import Network, networks
-from ._gpu_passes import count
+from ._gpu_passes import count, plan_seconds
 from ._gpu_time import profiled, wait
 
 MODES: tuple[Mode, ...] = ("verified", "aggressive")
@@ -91,3 +91,9 @@ def passes(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     for sampler in ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"):
         for mode in MODES:
             yield from count((1, 16, 3, 45, 80), sampler, 28, 4, mode)
+
+
+def plans(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+    """On the host, whatever the device."""
+    for sampler, steps in (("euler", 28), ("dpmpp_2m", 28), ("dpmpp_2m_sde", 50), ("seeds_3", 50)):
+        yield {"sampler": sampler, "steps": steps, "plan_s": plan_seconds(sampler, steps, 5 if quick else 20)}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..drafting.policies import Mode
 from ._draft_subjects import sampling
+from ._gpu_time import timed
 from ._pretend_device import DEVICE, Away, Ledger, booked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +89,19 @@ def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode
         x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))
         method.sample(_Guider(model_sampling), sigmas, extra_args, None, x, torch.zeros_like(x), None, True)
     return len(reports[0].rounds) if reports else steps, ledger
+
+
+def plan_seconds(sampler: str, steps: int, repeats: int) -> float:
+    """What it takes the host to foretell a run, once a picture."""
+    import comfy.samplers
+
+    from ..drafting.replicas import Evaluator, bind, foretell
+
+    inner, model_sampling = comfy.samplers.sampler_object(sampler), sampling()
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, "karras", steps)
+    model = comfy.samplers.KSamplerX0Inpaint(_Guider(model_sampling), sigmas)
+    ahead = bind(inner.sampler_function, {"model_options": {}}, inner.extra_options, disable=True)
+    return timed(lambda: foretell(ahead, model, Evaluator(model, 4, 0), sigmas, 4), torch.device("cpu"), repeats).wall
 
 
 class _Guider:

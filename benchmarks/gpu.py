@@ -62,7 +62,7 @@ def parts() -> dict[str, Part]:
     from . import _gpu_calls, _gpu_drafts, _gpu_elsewhere, _gpu_kernels
 
     every: dict[str, Part] = {
-        "passes": _gpu_drafts.passes, "elsewhere": _gpu_elsewhere.elsewhere, "kernels": _gpu_kernels.kernels,
+        "passes": _gpu_drafts.passes, "plans": _gpu_drafts.plans, "elsewhere": _gpu_elsewhere.elsewhere, "kernels": _gpu_kernels.kernels,
         "student step": _gpu_calls.student_step, "launches": _gpu_calls.launches, "batches": _gpu_calls.batches,
         "threads": _gpu_calls.threads, "drafted": _gpu_drafts.drafted,
         "import": import_time,

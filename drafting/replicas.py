@@ -17,7 +17,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .calls import NoiseSampler, SamplerRun, plan
+from .calls import Answer, NoiseSampler, Plan, SamplerRun, plan
 from .coordinates import Space, flow_signal, unit_signal
 from .devices import DEVICES
 from .errors import Undraftable
@@ -322,7 +322,7 @@ class DraftRefine(comfy.samplers.Sampler):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
         evaluate = choose_evaluator(model, self.width, extra_args["model_options"], self._clock)
         run = bind(function, extra_args, options, disable=True)
-        foretold = plan(run, lambda answer: StandIn(model, _dry(answer, evaluate)), sigmas, x.ndim)
+        foretold = foretell(run, model, evaluate, sigmas, x.ndim)
         flow = isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
         space = Space(flow_signal if flow else unit_signal)
         policy = Policy(self.mode, evaluate.width, self.tolerance)
@@ -342,11 +342,13 @@ def bind(function: Callable, extra_args: dict[str, Any], options: dict[str, Any]
     return run
 
 
-def _dry(answer: Callable[[Tensor, Tensor], Tensor], evaluate: Evaluator) -> Callable[..., Tensor]:
-    def prediction(x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-        return evaluate.deliver(answer(x, sigma), x, float(sigma[0]), arguments)
+def foretell(run: SamplerRun, model: Any, evaluate: Evaluator, sigmas: Tensor, ndim: int) -> Plan:
+    """The :func:`~.calls.plan` of a sampler that gets its answers from ``evaluate``. Raises :class:`Undraftable`."""
 
-    return prediction
+    def stand_in(answer: Answer) -> StandIn:
+        return StandIn(model, lambda x, sigma, **arguments: evaluate.deliver(answer(x, sigma), x, float(sigma[0]), arguments))
+
+    return plan(run, stand_in, sigmas, ndim)
 
 
 def _tell(why: str) -> None:
