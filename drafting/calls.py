@@ -27,11 +27,12 @@ Answer = Callable[[Tensor, Tensor], Tensor]
 MEMORY = 16
 """Questions back from which a state may still depend on an answer or a noise."""
 MOST = 2000
-"""Questions of a run: the weights of their states are found with as many symbols, for each."""
+"""Questions of a run: every state takes a weight for each of them, and adaptive steps may never end on answers made of numbers."""
 FEW = 4
 """A state that depends on more answers is foretold from derivatives, if those are fewer."""
 ROUNDING = 100
 """Weights below so many roundings of a state's largest are rounding themselves."""
+NOT_ONE_BY_ONE = "it does not report its steps one by one"
 LINEAR = 1e-3
 """How far a state in single precision may be from the combination of its terms, relative to the sum of their magnitudes."""
 
@@ -94,7 +95,7 @@ class _Seen:
     def steps(self, of: int) -> list[int]:
         """The step of every question. Raises :class:`Undraftable` unless each of the ``of`` steps reports after its first."""
         if sorted(self.first_of_step) != list(range(of)) or self.first_of_step.get(0) != 0:
-            raise Undraftable("it does not report its steps one by one")
+            raise Undraftable(NOT_ONE_BY_ONE)
         starts = sorted(self.first_of_step.values())
         return [bisect.bisect_right(starts, question) - 1 for question in range(len(self.questions))]
 
@@ -104,6 +105,8 @@ def _dry_run(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor,
     seen = _Seen()
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
+        if len(seen.questions) == MOST:
+            raise Undraftable(f"it asks more than {MOST} questions")
         seen.questions.append((float(sigma[0]), len(seen.asks)))
         seen.states.append(x.clone())
         return answer(len(seen.questions) - 1, x, sigma)
@@ -113,6 +116,8 @@ def _dry_run(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor,
         return draw(len(seen.asks) - 1)
 
     def callback(report: dict[str, Any]) -> None:
+        if report["i"] >= len(sigmas) - 1:
+            raise Undraftable(NOT_ONE_BY_ONE)
         seen.first_of_step[int(report["i"])] = len(seen.questions) - 1
 
     with torch.random.fork_rng(devices=[]):
@@ -138,8 +143,6 @@ def plan(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor, ndi
     steps, questions = tried.steps(len(sigmas) - 1), len(tried.questions)
     if not all(math.isfinite(sigma) and sigma > 0 for sigma, _ in tried.questions):
         raise Undraftable("it asks at sigmas that are not above zero")
-    if questions > MOST:
-        raise Undraftable(f"it asks {questions} questions, and at most {MOST} can be foretold")
     D = torch.stack([number.flatten() for number in answers])
     x, xi = (torch.tensor([float(number) for number in numbers], dtype=sigmas.dtype) for numbers in (tried.states, draws))
     sigma = torch.tensor([sigma for sigma, _ in tried.questions], dtype=sigmas.dtype)

@@ -175,8 +175,12 @@ def test_samplers_that_cannot_be_foretold_are_found_out() -> None:
 
         return SAMPLERS["euler"](averaged, x, sigmas, callback, noise)
 
-    reasons = {adaptive: "depends on what it was answered", silent: "one by one", clipping: "not linear", own_noise: "not linear",
-               remembering: "long before"}
+    def endless(model, x, sigmas, callback, noise):
+        while True:
+            model(x, sigmas[:1].expand(x.shape[0]))
+
+    reasons = {endless: "more than 2000 questions", adaptive: "depends on what it was answered", silent: "one by one",
+               clipping: "not linear", own_noise: "not linear", remembering: "long before"}
     for sampler, reason in reasons.items():
         with pytest.raises(Undraftable, match=reason):
             plan(sampler, toy, karras(24), 2)
