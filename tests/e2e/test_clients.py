@@ -61,8 +61,9 @@ def test_the_readmes_python_example_runs(comfy_server: Server, root: Path) -> No
 
 
 def test_comfy_script_runs_a_graph_of_our_nodes(comfy_server: Server, tmp_path: Path) -> None:
-    told = printed([sys.executable, "-P", str(CLIENTS / "comfy_script_client.py"), comfy_server.address], tmp_path)
-    files = json.loads(told.splitlines()[-1])
+    saved = tmp_path / "saved.json"
+    printed([sys.executable, "-P", str(CLIENTS / "comfy_script_client.py"), comfy_server.address, str(saved)], tmp_path)
+    files = json.loads(saved.read_text(encoding="utf-8"))
     assert len(files) == 2 and all((comfy_server.output / file).is_file() for file in files)
 
 
