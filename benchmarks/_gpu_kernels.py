@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import carry, linear_combination
+from ..kernels import carry, linear_combinations
 from ._gpu_time import timed
 
 SHAPES = {"SD 512": (1, 4, 64, 64), "SDXL 1024": (1, 4, 128, 128), "Flux 1024": (1, 16, 128, 128), "video": (1, 16, 21, 90, 160),
@@ -35,31 +35,35 @@ def kernels(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def _operations(tensors: list[Tensor], device: torch.device) -> dict[str, tuple[int, dict[str, Callable[[], Any]]]]:
-    """Latents that must be touched, and the ways to do it: a guess of order 3, and a prediction carried and measured."""
-    weights = [4.0, -6.0, 4.0, -1.0, -4.0, 6.0, -4.0, 1.0, 1.0]
+    """Latents that must be touched, and the ways to do it: three drafts from four predictions, and a prediction carried and measured."""
+    weights = [[(-1.0) ** j * (1 + r + j) for j in range(len(tensors))] for r in range(3)]
     D, at, x = tensors[:3]
-    ways: dict[str, Callable[..., tuple[Callable, Callable]]] = {"torch": lambda: (linear_combination.by_torch, carry.by_torch)}
+    ways: dict[str, Callable[..., tuple[Callable, Callable]]] = {"torch": lambda: (linear_combinations.by_torch, carry.by_torch)}
     if device.type == "cuda":
-        ways["torch.compile"] = lambda: (torch.compile(_sum), torch.compile(carry.by_torch, dynamic=False))
+        ways["torch.compile"] = lambda: (torch.compile(_sums), torch.compile(carry.by_torch, dynamic=False))
         if importlib.util.find_spec("triton"):
             ways["triton"] = _triton
     made = {way: make() for way, make in ways.items()}
     return {
-        "linear_combination": (10, {way: partial(combine, weights, tensors) for way, (combine, _) in made.items()}),
+        "linear_combinations": (
+            len(tensors) + len(weights), {way: partial(combine, weights, tensors) for way, (combine, _) in made.items()}),
         "carry": (4, {way: partial(move, D[None], at, x, 0.7) for way, (_, move) in made.items()}),
     }
 
 
-def _sum(weights: list[float], tensors: list[Tensor]) -> Tensor:
+def _sums(weights: list[list[float]], tensors: list[Tensor]) -> Tensor:
     """What one would write for a compiler that fuses."""
-    first, *others = (weight * tensor.float() for weight, tensor in zip(weights, tensors, strict=True))
-    return sum(others, first).to(tensors[0].dtype)
+    def total(row: list[float]) -> Tensor:
+        first, *others = (weight * tensor.float() for weight, tensor in zip(row, tensors, strict=True))
+        return sum(others, first)
+
+    return torch.stack([total(row) for row in weights]).to(tensors[0].dtype)
 
 
 def _triton() -> tuple[Callable, Callable]:
-    from ..kernels import carry_triton, linear_combination_triton
+    from ..kernels import carry_triton, linear_combinations_triton
 
-    return linear_combination_triton.launch, carry_triton.launch
+    return linear_combinations_triton.launch, carry_triton.launch
 
 
 def _seconds(call: Callable[[], Any], device: torch.device, quick: bool) -> float:

@@ -24,9 +24,9 @@ from ._pretend_device import DEVICE, Away, Ledger, booked
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK, SAMPLER, END = "network", "sampler", "once a picture"
 TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
-PLACES = {"hindsight": "hindsight", "_guess": "guess", "_from_window": "verify and carry", "_learn": "learn", "_group": "batch",
-          "_state": "drafts", "plan": END, "report": END}
-"""Functions of drafting/, and what the table calls them."""
+PLACES = {"hindsight": "hindsight", "_from_window": "verify and carry", "_learn": "learn", "_group": "batch",
+          "_drafts": "drafts", "_add": SAMPLER, "plan": END, "report": END}
+"""Functions of drafting/, and what the table calls them; the noises that drafts draw are those that the sampler would have drawn."""
 
 
 def where(frame: FrameType | None) -> str:

@@ -107,10 +107,12 @@ def _refuse_mixtures(operation: Any, given: list[Tensor]) -> None:
 
 
 class _Factories(TorchFunctionMode):
-    """Makes what is filled from values on the host, then copies it, as PyTorch does below the reach of modes."""
+    """Copies what is filled from values on the host, or turned into them, as PyTorch does below the reach of modes."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.tolist and isinstance(args[0], Away):
+            return args[0].cpu().tolist()
         if func in FROM_VALUES and kwargs.get("device") is not None and torch.device(kwargs["device"]) == DEVICE:
             numbers = tree_map_only(Away, lambda tensor: tensor.item() if tensor.ndim == 0 else tensor, args)
             return func(*numbers, **{**kwargs, "device": None}).to(DEVICE)

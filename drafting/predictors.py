@@ -13,21 +13,12 @@ import torch
 from torch import Tensor
 
 from ..kernels import carry as kernels_carry
-from ..kernels.linear_combination import linear_combination
 from .coordinates import Space
+from .span import Combination, Combined, Known, Span, combine
 
 Basis = Literal["eps", "F"]
 Setting = Callable[[], float]
 """A number that the device may still be computing: the host waits for it at the first call."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """A prediction [P, ...] made at the state x [...] and sigma."""
-
-    x: Tensor
-    sigma: float
-    prediction: Tensor
 
 
 class Guess(Protocol):
@@ -36,8 +27,8 @@ class Guess(Protocol):
     @property
     def start(self) -> float: ...
 
-    def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
-        """The prediction [P, ...] to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
+    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> tuple[Combination, ...]:
+        """The P parts of the prediction to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
 
     def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
         """The setting that guesses best what was ``seen``, from what was ``known`` when it was drafted."""
@@ -57,31 +48,29 @@ class Trend:
     def start(self) -> float:
         return self.orders[0]
 
-    def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
-        return linear_combination(*self._terms(space, known, int(setting), x, sigma))
-
-    def _terms(self, space: Space, known: Sequence[Known], order: int, x: Tensor, sigma: float) -> tuple[list[float], list[Tensor]]:
-        """(x - sigma sum_i l_i eps_i) / alpha with eps_i = (x_i - alpha_i D_i) / sigma_i, as weights of the D_i, the x_i, and x."""
-        nodes, alpha = known[-1 - order :], space.signal(sigma)
+    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> tuple[Combination, ...]:
+        """(x - sigma sum_i l_i eps_i) / alpha with eps_i = (x_i - alpha_i D_i) / sigma_i."""
+        nodes, alpha = known[-1 - int(setting) :], space.signal(sigma)
         assert nodes, "nothing is known to guess from"
         if alpha == 0:  # all is noise: eps says nothing of D
-            return [1.0], [nodes[-1].prediction]
+            return nodes[-1].prediction
         shares = lagrange([math.sqrt(node.sigma) for node in nodes], math.sqrt(sigma))
         of_x = [-sigma * share / (node.sigma * alpha) for share, node in zip(shares, nodes, strict=True)]
         of_D = [-weight * space.signal(node.sigma) for weight, node in zip(of_x, nodes, strict=True)]
-        return [*of_D, *of_x, 1 / alpha], [*(node.prediction for node in nodes), *(node.x for node in nodes), x]
+        states = combine([(1 / alpha, x), *zip(of_x, (node.x for node in nodes), strict=True)])
+        parts = zip(*(node.prediction for node in nodes), strict=True)
+        return tuple(combine([(1.0, states), *zip(of_D, part, strict=True)]) for part in parts)
 
     def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
         orders = [order for order in self.orders if len(known) > order]
         if len(self.orders) == 1 or self.orders[0] not in orders:
             return lambda: self.start
-
-        def error(order: int) -> Tensor:
-            weights, tensors = self._terms(space, known, order, seen.x, seen.sigma)
-            return torch.linalg.vector_norm(linear_combination([*weights, -1.0], [*tensors, seen.prediction]))
-
-        best = torch.stack([error(order) for order in orders]).argmin()
-        return functools.cache(lambda: orders[int(best)])
+        span = Span()
+        nodes, truth = [span.known(each) for each in known[-1 - max(orders) :]], span.known(seen)
+        guesses = [self(space, nodes, order, truth.x, seen.sigma) for order in orders]
+        errors = span.evaluate([less(part, true) for guess in guesses for part, true in zip(guess, truth.prediction, strict=True)])
+        norms = torch.linalg.vector_norm(errors.reshape(len(orders), -1), dim=1)
+        return functools.cache(lambda: min(zip(norms.tolist(), orders, strict=True), key=lambda pair: pair[0])[1])
 
 
 @dataclass(frozen=True)
@@ -94,20 +83,30 @@ class Following:
 
     start: float = 1.0
 
-    def __call__(self, space: Space, known: Sequence[Known], setting: float, x: Tensor, sigma: float) -> Tensor:
-        return self._follow(space, known[-1], x, sigma, 1.0, setting)
+    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> tuple[Combination, ...]:
+        node = known[-1]
+        held = math.sin(space.angle(sigma)) / math.sin(space.angle(node.sigma))
+        states = combine([(setting * space.gain(sigma), x), (-setting * held * space.gain(node.sigma), node.x)])
+        return tuple(combine([(1.0, states), (1 + setting * (held - 1), part)]) for part in node.prediction)
 
     def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
-        pull = self._follow(space, known[-1], seen.x, seen.sigma, 0.0, 1.0).flatten()
-        size = torch.dot(pull, pull).clamp(min=torch.finfo(pull.dtype).tiny)
-        share = (torch.dot(pull, (seen.prediction - known[-1].prediction).flatten()) / size).clamp(0.0, 1.0)
-        return functools.cache(lambda: float(share))
+        span = Span()
+        node, truth = span.known(known[-1]), span.known(seen)
+        followed = self(space, [node], 1.0, truth.x, seen.sigma)
+        pulls, moves = ([less(part, old) for part, old in zip(new, node.prediction, strict=True)] for new in (followed, truth.prediction))
+        both = span.evaluate([*pulls, *moves]).reshape(2, -1)
+        products = both @ both[0]
 
-    def _follow(self, space: Space, node: Known, x: Tensor, sigma: float, kept: float, share: float) -> Tensor:
-        """kept D + share (D_F(x) - D) for the D of ``node``."""
-        held = math.sin(space.angle(sigma)) / math.sin(space.angle(node.sigma))
-        weights = [kept + share * (held - 1), -share * held * space.gain(node.sigma), share * space.gain(sigma)]
-        return linear_combination(weights, [node.prediction, node.x, x])
+        def share() -> float:
+            size, along = products.tolist()
+            return min(max(along / size, 0.0), 1.0) if size > 0 else 0.0
+
+        return functools.cache(share)
+
+
+def less(one: Combination, other: Combination) -> Combination:
+    """one - other."""
+    return combine([(1.0, one), (-1.0, other)])
 
 
 def lagrange(times: Sequence[float], t: float) -> list[float]:
@@ -122,13 +121,18 @@ def lagrange(times: Sequence[float], t: float) -> list[float]:
     return weights
 
 
-def carry(space: Space, basis: Basis, known: Known, x: Tensor) -> Tensor:
-    """The prediction [P, ...] at x from one at a state near by, with eps or F held fixed: D + c (x - x~)."""
-    return carry_and_measure(space, basis, known, x)[0]
+def carried(space: Space, basis: Basis, known: Combined, x: Combination) -> tuple[Combination, ...]:
+    """The prediction at x from one at a state near by, with eps or F held fixed: D + c (x - x~)."""
+    moved = combine([(c := _slope(space, basis, known.sigma), x), (-c, known.x)])
+    return tuple(combine([(1.0, part), (1.0, moved)]) for part in known.prediction)
 
 
-def carry_and_measure(space: Space, basis: Basis, known: Known, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What :func:`carry` gives, and ||x - x~||, which stays on the device."""
-    alpha = space.signal(known.sigma)
-    c = space.gain(known.sigma) if basis == "F" or alpha == 0 else 1.0 / alpha
-    return kernels_carry.carry(known.prediction, known.x, x, c)
+def carry(space: Space, basis: Basis, known: Known, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for tensors, [P, ...]; and ||x - x~||, which stays on the device."""
+    return kernels_carry.carry(known.prediction, known.x, x, _slope(space, basis, known.sigma))
+
+
+def _slope(space: Space, basis: Basis, sigma: float) -> float:
+    """c = dD/dx with eps or F held fixed; where all is noise, eps says nothing of D."""
+    alpha = space.signal(sigma)
+    return space.gain(sigma) if basis == "F" or alpha == 0 else 1.0 / alpha

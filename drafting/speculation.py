@@ -23,12 +23,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.linear_combination import linear_combination
 from .calls import Plan
 from .coordinates import Space
 from .noise import NoiseTape
 from .policies import Policy
-from .predictors import Basis, Following, Guess, Known, Setting, Trend, carry, carry_and_measure
+from .predictors import Basis, Following, Guess, Setting, Trend, carried, carry
+from .span import Combination, Combined, Known, Span, combine
 
 HISTORY = 4
 """Answers kept at least: drafts extrapolate from them."""
@@ -150,7 +150,7 @@ class SpeculativeModel:
         if n not in self._window:
             return None
         known, round_, slot = self._window.pop(n)
-        carried, norm = carry_and_measure(self._how.space, self._how.carry, known, x)
+        prediction, norm = carry(self._how.space, self._how.carry, known, x)
         scale, count, roughness = self._how.space.scale(known.sigma), x.numel(), self._roughness
 
         def verdict() -> bool:
@@ -166,7 +166,7 @@ class SpeculativeModel:
             self._stale = {n: known, **{m: later for m, (later, _, _) in self._window.items()}}
             self._window.clear()
             return None
-        return carried
+        return prediction
 
     def _learn(self, known: list[Known], last: Known | None, dropped: Known | None, here: Known) -> None:
         """What the predictions of a round say of the guesses before it: its best setting, and the model's roughness."""
@@ -174,7 +174,7 @@ class SpeculativeModel:
         if last is not None:
             self._setting = how.guess.hindsight(how.space, known, last)
         if dropped is not None and self._strayed > 0:
-            error = here.prediction - carry(how.space, how.carry, dropped, here.x)
+            error = here.prediction - carry(how.space, how.carry, dropped, here.x)[0]
             off, reach = torch.linalg.vector_norm(error), self._strayed * how.space.sigma_data * math.sqrt(error.numel())
             self._roughness = functools.cache(lambda: max(float(off) / reach, LEAST_ROUGHNESS))
 
@@ -196,33 +196,32 @@ class SpeculativeModel:
 
     def _drafts(self, n: int, x: Tensor, count: int, known: list[Known]) -> list[Tensor]:
         """The states of the ``count`` questions after the n-th, as the sampler combines them, from guessed answers."""
-        asked = dict(self._answers)
-        drafts: list[Tensor] = []
-        for m in range(n + 1, n + 1 + count):
-            asked[m - 1] = Known(x, self.calls[m - 1].sigma, self._guess(known, m - 1, x))
-            x = self._state(m, asked)
-            drafts.append(x)
-        return drafts
+        span, how = Span(), self._how
+        nodes = [span.known(each) for each in known]
+        asked = {i: span.known(answer) for i, answer in self._answers.items()}
+        at, drafts = span.vector(x), []
+        for m in range(n, n + count):
+            stale, sigma = self._stale.get(m), self.calls[m].sigma
+            if stale is not None:
+                guess = carried(how.space, how.carry, span.known(stale), at)
+            else:
+                guess = how.guess(how.space, nodes, self._setting(), at, sigma)
+            asked[m] = Combined(at, sigma, guess)
+            at = self._state(m + 1, asked, span)
+            drafts.append(at)
+        return list(span.evaluate(drafts)) if drafts else []
 
-    def _state(self, m: int, asked: dict[int, Known]) -> Tensor:
+    def _state(self, m: int, asked: dict[int, Combined], span: Span) -> Combination:
         """x_m as its :class:`~.calls.Call` combines it; a prediction of one part is both denoised and uncond."""
         call = self.calls[m]
-        states = [asked[m - 1].x, *(asked[i].x for i, _ in call.states)]
-        parts = [asked[i].prediction[min(part, len(asked[i].prediction) - 1)] for i, part, _ in call.answers]
-        noises = [self.tape[q] for q, _ in call.draws]
-        weights = [call.kept, *(u for _, u in call.states), *(w for _, _, w in call.answers), *(v for _, v in call.draws)]
-        return linear_combination(weights, [*states, *parts, *noises])
+        states = [(call.kept, asked[m - 1].x), *((u, asked[i].x) for i, u in call.states)]
+        answers = [(w, asked[i].prediction[min(part, len(asked[i].prediction) - 1)]) for i, part, w in call.answers]
+        return combine([*states, *answers, *((v, span.vector(self.tape[q])) for q, v in call.draws)])
 
     def _known(self) -> list[Known]:
         """All predictions in hand, from high to low sigma; of several at one sigma the newest."""
         newest = {known.sigma: known for source in (self._answers, self._stale) for known in source.values()}
         return sorted(newest.values(), key=lambda known: -known.sigma)
-
-    def _guess(self, known: list[Known], m: int, x: Tensor) -> Tensor:
-        how = self._how
-        if m in self._stale:
-            return carry(how.space, how.carry, self._stale[m], x)
-        return how.guess(how.space, known, self._setting(), x, self.calls[m].sigma)
 
     def _forget(self, n: int) -> None:
         """Keep the answers and noises on which states to come depend, and the last HISTORY answers."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from dizzydiff.drafting.calls import plan
 from dizzydiff.drafting.coordinates import Space, flow_signal, unit_signal
 from dizzydiff.drafting.errors import Undraftable
 from dizzydiff.drafting.noise import NoiseTape
-from dizzydiff.drafting.predictors import Following, Known, Trend, carry, lagrange
+from dizzydiff.drafting.predictors import Following, Guess, Trend, carried, carry, lagrange
+from dizzydiff.drafting.span import Known, Span, combine
 
 from .world import SAMPLERS, Mixture, StandIn, adaptive, karras, seeded_noise
 
@@ -24,6 +26,11 @@ SIGMAS = st.floats(0.01, 0.99)
 
 def vector(seed: int) -> torch.Tensor:
     return torch.randn(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def guessed(guess: Guess, space: Space, known: list[Known], setting: float, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    span = Span()
+    return span.evaluate(guess(space, [span.known(each) for each in known], setting, span.vector(x), sigma))
 
 
 @given(SPACES, SIGMAS)
@@ -39,14 +46,30 @@ def test_f_of_the_matching_gaussian_is_zero_and_carrying_it_is_exact(space: Spac
     x, moved = vector(0), vector(1)
     known = Known(x, sigma, space.gain(sigma) * x[None])
     torch.testing.assert_close(space.F_of(x, known.prediction, sigma), torch.zeros(1, 5, dtype=torch.float64), atol=1e-12, rtol=0)
-    torch.testing.assert_close(carry(space, "F", known, moved), space.gain(sigma) * moved[None])
+    torch.testing.assert_close(carry(space, "F", known, moved)[0], space.gain(sigma) * moved[None])
 
 
 @given(SPACES, SIGMAS)
 def test_carrying_eps_holds_eps(space: Space, sigma: float) -> None:
     x, moved, D = vector(0), vector(1), vector(2)[None]
-    carried = carry(space, "eps", Known(x, sigma, D), moved)
-    torch.testing.assert_close(space.eps_of(moved, carried, sigma), space.eps_of(x, D, sigma))
+    result, distance = carry(space, "eps", Known(x, sigma, D), moved)
+    torch.testing.assert_close(space.eps_of(moved, result, sigma), space.eps_of(x, D, sigma))
+    torch.testing.assert_close(distance, (moved - x).norm())
+
+
+@given(SPACES, SIGMAS, st.sampled_from(["eps", "F"]))
+def test_predictions_are_carried_alike_as_tensors_and_as_combinations(space: Space, sigma: float, basis: Literal["eps", "F"]) -> None:
+    span, known, moved = Span(), Known(vector(0), sigma, torch.stack([vector(1), vector(2)])), vector(3)
+    combined = carried(space, basis, span.known(known), span.vector(moved))
+    torch.testing.assert_close(span.evaluate(combined), carry(space, basis, known, moved)[0])
+
+
+def test_combinations_of_combinations_are_worked_out_at_once() -> None:
+    span, (a, b, unused) = Span(), [vector(seed) for seed in range(3)]
+    one = combine([(2.0, span.vector(a)), (-1.0, span.vector(b)), (0.0, span.vector(unused))])
+    other = combine([(3.0, one), (0.5, one)])
+    assert set(other) == {0, 1}
+    torch.testing.assert_close(span.evaluate([one, other]), torch.stack([2 * a - b, 7 * a - 3.5 * b]))
 
 
 @given(st.integers(0, 3), st.lists(st.floats(0.1, 5), min_size=4, max_size=4, unique_by=lambda t: round(t, 1)))
@@ -67,19 +90,19 @@ def test_a_trend_is_exact_where_eps_is_a_polynomial_and_hindsight_finds_its_orde
 
     history, ahead = [known(sigma) for sigma in sigmas[:4]], known(sigmas[4])
     guess = Trend((3, order))
-    torch.testing.assert_close(guess(space, history, order, x, sigmas[4]), ahead.prediction)
+    torch.testing.assert_close(guessed(guess, space, history, order, x, sigmas[4]), ahead.prediction)
     rough = [Known(k.x, k.sigma, k.prediction + 0.1 * vector(9 + i)) for i, k in enumerate(history)]
     assert guess.hindsight(space, rough, ahead)() == min((3, order), key=lambda o: float(
-        (guess(space, rough, o, x, sigmas[4]) - ahead.prediction).square().mean()))
+        (guessed(guess, space, rough, o, x, sigmas[4]) - ahead.prediction).square().mean()))
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.05, 20.0), st.floats(0.05, 20.0))
 def test_the_share_by_which_predictions_follow_the_state_is_found(share: float, before: float, after: float) -> None:
     space, guess, old = Space(), Following(), Known(vector(0), before, vector(1)[None])
     x = vector(2)
-    seen = Known(x, after, guess(space, [old], share, x, after))
+    seen = Known(x, after, guessed(guess, space, [old], share, x, after))
     assert guess.hindsight(space, [old], seen)() == pytest.approx(share, abs=1e-6)
-    held = space.F_of(x, guess(space, [old], 1.0, x, after), after)
+    held = space.F_of(x, guessed(guess, space, [old], 1.0, x, after), after)
     torch.testing.assert_close(held, space.F_of(old.x, old.prediction, before), rtol=1e-8, atol=1e-8)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dizzydiff.kernels.carry import carry
 from dizzydiff.kernels.dispatch import backend
-from dizzydiff.kernels.linear_combination import linear_combination
+from dizzydiff.kernels.linear_combinations import linear_combinations
 
 BACKENDS = ["torch", *(["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else [])]
 SHAPES = [(1,), (41,), (401,), (1271,), (2, 3, 41), (1, 2, 3, 5, 401), (0,), (2, 0, 3)]
@@ -36,31 +36,39 @@ def assert_near(result: Tensor, exact: Tensor, magnitude: Tensor, dtype: torch.d
 @every
 @every_shape
 @every_dtype
-@pytest.mark.parametrize("weights", [[1.5], [1.0, -2.0], [0.3, -4.0, 1e-3, 7.0, -2.5, 0.0, 1.0, 1.0, -1.0, 0.5]], ids=len)
-def test_linear_combination_is_the_sum(by: str, shape: tuple[int, ...], dtype: torch.dtype, weights: list[float]) -> None:
-    tensors = [draw(shape, dtype, seed) for seed in range(len(weights))]
-    terms = [weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True)]
-    result = linear_combination(weights, tensors, by)  # type: ignore[arg-type]
-    assert_near(result, torch.stack(terms).sum(0), torch.stack(terms).abs().sum(0), dtype)
+@pytest.mark.parametrize("R, T", [(1, 1), (1, 9), (2, 3), (3, 10), (7, 17)])
+def test_linear_combinations_are_the_sums(by: str, shape: tuple[int, ...], dtype: torch.dtype, R: int, T: int) -> None:
+    weights = draw((R, T), torch.float32, 99)
+    weights[0, 0] = 0.0
+    tensors = [draw(shape, dtype, seed) for seed in range(T)]
+    terms = torch.einsum("rt,t...->rt...", weights.double(), torch.stack(tensors).double())
+    result = linear_combinations(weights.tolist(), tensors, by)  # type: ignore[arg-type]
+    assert_near(result, terms.sum(1), terms.abs().sum(1), dtype)
 
 
 @every
 @every_dtype
-def test_linear_combination_sums_in_fp32(by: str, dtype: torch.dtype) -> None:
+def test_linear_combinations_sum_in_fp32(by: str, dtype: torch.dtype) -> None:
     """Half precision rounds 256 + 0.1 to 256: a sum kept in it would give 0."""
     tensors = [torch.full([41], value, dtype=dtype) for value in (256.0, 0.09375, -256.0)]
-    assert (linear_combination([1.0, 1.0, 1.0], tensors, by) == 0.09375).all()  # type: ignore[arg-type]
+    assert (linear_combinations([[1.0, 1.0, 1.0]], tensors, by) == 0.09375).all()  # type: ignore[arg-type]
+
+
+@every
+def test_the_sums_have_the_widest_dtype_of_their_terms(by: str) -> None:
+    tensors = [torch.ones(41, dtype=torch.float16), torch.full([41], 1e-5)]
+    result = linear_combinations([[1.0, 1.0]], tensors, by)  # type: ignore[arg-type]
+    torch.testing.assert_close(result, torch.full([1, 41], 1.00001), rtol=1e-7, atol=0)
 
 
 @every
 @every_dtype
 def test_operations_take_views(by: str, dtype: torch.dtype) -> None:
-    """Transposed, strided and broadcast inputs."""
+    """Transposed and strided inputs."""
     square, wide = draw((41, 41), dtype, 0), draw((41, 82), dtype, 1)
-    row = draw((41,), dtype, 2)
-    result = linear_combination([1.0, 2.0, 3.0], [square.T, wide[:, ::2], row], by)  # type: ignore[arg-type]
-    terms = torch.stack([square.T.double(), 2 * wide[:, ::2].double(), 3 * row.double().expand(41, 41)])
-    assert_near(result, terms.sum(0), terms.abs().sum(0), dtype)
+    result = linear_combinations([[1.0, 2.0]], [square.T, wide[:, ::2]], by)  # type: ignore[arg-type]
+    terms = torch.stack([square.T.double(), 2 * wide[:, ::2].double()])
+    assert_near(result, terms.sum(0)[None], terms.abs().sum(0), dtype)
     D = torch.stack([square.T, square])
     carried, norm = carry(D, square.T, wide[:, ::2], 0.5, by)  # type: ignore[arg-type]
     offset = wide[:, ::2].double() - square.T.double()
@@ -92,16 +100,16 @@ def test_carry_measures_what_half_precision_cannot_square(by: str) -> None:
 @every
 def test_operations_give_the_same_bits_again(by: str) -> None:
     D, at, x = (draw((1271,), torch.float32, seed) for seed in range(3))
-    assert torch.equal(linear_combination([1, 2, 3], [D, at, x], by), linear_combination([1, 2, 3], [D, at, x], by))  # type: ignore[arg-type]
-    again = [carry(D[None], at, x, 0.3, by) for _ in range(2)]  # type: ignore[arg-type]
-    assert all(torch.equal(one, other) for one, other in zip(*again, strict=True))
+    for operation in (lambda: [linear_combinations([[1, 2, 3], [4, 5, 6]], [D, at, x], by)],  # type: ignore[arg-type]
+                      lambda: carry(D[None], at, x, 0.3, by)):  # type: ignore[arg-type]
+        assert all(torch.equal(one, other) for one, other in zip(operation(), operation(), strict=True))
 
 
 def test_float64_stays_float64() -> None:
     D, at, x = (draw((41,), torch.float64, seed) for seed in range(3))
-    torch.testing.assert_close(linear_combination([1, 2, 3], [D, at, x]), D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(linear_combinations([[1, 2, 3]], [D, at, x])[0], D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(carry(D[None], at, x, 0.3)[1], (x - at).norm(), rtol=1e-14, atol=0)
 
 
 def test_tensors_on_the_cpu_are_combined_by_torch() -> None:
-    assert backend("linear_combination", torch.ones(3)) == "torch"
+    assert backend("linear_combinations", torch.ones(3)) == "torch"

@@ -41,12 +41,13 @@ def test_kernels_compile_for_gpus(capability: int, dtype: str, monkeypatch: pyte
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from dizzydiff.kernels import carry_triton, linear_combination_triton
+    from dizzydiff.kernels import carry_triton, linear_combinations_triton
 
     pointer, block = f"*{dtype}", {"BLOCK": 1024}
     sources = [
-        ASTSource(linear_combination_triton.kernel, {"tensors": (pointer,) * 9, "weights": ("fp32",) * 9, "out": pointer, "n": "i32",
-                                                     "BLOCK": "constexpr"}, block),
+        ASTSource(linear_combinations_triton.kernel, {
+            "tensors": (pointer,) * 9, "weights": "*fp32", "out": pointer, "n": "i32", "R": "constexpr", "ROWS": "constexpr",
+            "BLOCK": "constexpr"}, {"R": 3, "ROWS": 4, **block}),
         ASTSource(carry_triton.kernel, {"D": pointer, "at": pointer, "x": pointer, "out": pointer, "squares": "*fp32", "c": "fp32",
                                         "n": "i32", "P": "constexpr", "BLOCK": "constexpr"}, {"P": 2, **block})]
     for source in sources:
@@ -60,7 +61,8 @@ import pathlib, runpy, sys, torch
 before = set(sys.modules)
 runpy.run_path({str(root / "devtools" / "package.py")!r})["load_package"]("dizzydiff", pathlib.Path({str(root)!r}))
 import dizzydiff.drafting.speculation
-from dizzydiff.drafting.predictors import carry, Known
+from dizzydiff.drafting.predictors import carry
+from dizzydiff.drafting.span import Known
 from dizzydiff.drafting.coordinates import Space
 carry(Space(), "F", Known(torch.ones(3), 1.0, torch.ones(1, 3)), torch.zeros(3))
 print(*({{"triton", "diffusers", "transformers", "matplotlib", "comfy"}} & (set(sys.modules) - before)))

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Linear combinations of latents: composed on the host as numbers, worked out on the device together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..kernels.linear_combinations import linear_combinations
+
+Combination = dict[int, float]
+"""sum_j w_j t_j as {j: w_j}."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A prediction [P, ...] made at the state x [...] and sigma."""
+
+    x: Tensor
+    sigma: float
+    prediction: Tensor
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A prediction and the state it belongs to, known or not, as combinations: P of them, and one."""
+
+    x: Combination
+    sigma: float
+    prediction: tuple[Combination, ...]
+
+
+def combine(terms: Iterable[tuple[float, Combination]]) -> Combination:
+    """sum_i w_i c_i; what has no weight takes no part."""
+    total: Combination = {}
+    for weight, combination in terms:
+        if weight == 0:
+            continue
+        for j, w in combination.items():
+            total[j] = total.get(j, 0.0) + weight * w
+    return total
+
+
+class Span:
+    """Tensors t_j of one shape, and the combinations of them."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._known: dict[int, tuple[Known, Combined]] = {}
+
+    def vector(self, tensor: Tensor) -> Combination:
+        """The tensor itself, as a combination."""
+        self._tensors.append(tensor)
+        return {len(self._tensors) - 1: 1.0}
+
+    def known(self, known: Known) -> Combined:
+        """The same for a prediction and its state, which are taken in once."""
+        if id(known) not in self._known:
+            prediction = tuple(self.vector(part) for part in known.prediction)
+            self._known[id(known)] = known, Combined(self.vector(known.x), known.sigma, prediction)
+        return self._known[id(known)][1]
+
+    def evaluate(self, combinations: Sequence[Combination]) -> Tensor:
+        """What they are: [len(combinations), ...], from one read of every tensor that takes part."""
+        part = sorted(set().union(*combinations))
+        weights = [[combination.get(j, 0.0) for j in part] for combination in combinations]
+        return linear_combinations(weights, [self._tensors[j] for j in part])
