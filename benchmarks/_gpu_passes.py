@@ -24,8 +24,8 @@ from ._pretend_device import DEVICE, Away, Ledger, booked
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK, SAMPLER, END = "network", "sampler", "once a picture"
 TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
-PLACES = {"hindsight": "hindsight", "_from_window": "verify and carry", "_learn": "learn", "_group": "batch",
-          "_drafts": "drafts", "_add": SAMPLER, "plan": END, "report": END}
+PLACES = {"drafts": "drafts", "findings": "findings", "_from_window": "verify and carry", "_group": "batch",
+          "_add": SAMPLER, "plan": END, "report": END}
 """Functions of drafting/, and what the table calls them; the noises that drafts draw are those that the sampler would have drawn."""
 
 
@@ -55,7 +55,7 @@ def count(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mo
     rounds, drafted = run(shape, sampler, steps, width, mode)
     plain = run(shape, sampler, steps, 1, mode)[1]
     common = {"sampler": sampler, "steps": steps, "width": width, "mode": mode, "rounds": rounds}
-    rows = [{"place": place, **means(drafted, [place], rounds)} for place in (*dict.fromkeys(PLACES.values()), SAMPLER, "other")
+    rows = [{"place": place, **means(drafted, [place], rounds)} for place in dict.fromkeys((*PLACES.values(), SAMPLER, "other"))
             if drafted.launches[place]]
     rows.append({"place": TOTAL, **means(drafted, set(drafted.launches) - {NETWORK, SAMPLER, END}, rounds)})
     rows.append({"place": UNDRAFTED, **means(plain, [SAMPLER], rounds)})

@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from ..kernels import carry as kernels_carry
 from .coordinates import Space
-from .span import Combination, Combined, Known, Span, combine
+from .span import Combination, Combined, Inner, Known, Parts, combine, less
 
 Basis = Literal["eps", "F"]
-Setting = Callable[[], float]
-"""A number that the device may still be computing: the host waits for it at the first call."""
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """How to find the setting that would have guessed best: from the inner products of the ``evidence``."""
+
+    evidence: dict[str, Parts]
+    setting: Callable[[Inner], float]
 
 
 class Guess(Protocol):
@@ -27,10 +31,10 @@ class Guess(Protocol):
     @property
     def start(self) -> float: ...
 
-    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> tuple[Combination, ...]:
+    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
         """The P parts of the prediction to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
 
-    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
+    def hindsight(self, space: Space, known: Sequence[Combined], seen: Combined) -> Hindsight:
         """The setting that guesses best what was ``seen``, from what was ``known`` when it was drafted."""
 
 
@@ -48,7 +52,7 @@ class Trend:
     def start(self) -> float:
         return self.orders[0]
 
-    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> tuple[Combination, ...]:
+    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
         """(x - sigma sum_i l_i eps_i) / alpha with eps_i = (x_i - alpha_i D_i) / sigma_i."""
         nodes, alpha = known[-1 - int(setting) :], space.signal(sigma)
         assert nodes, "nothing is known to guess from"
@@ -61,16 +65,12 @@ class Trend:
         parts = zip(*(node.prediction for node in nodes), strict=True)
         return tuple(combine([(1.0, states), *zip(of_D, part, strict=True)]) for part in parts)
 
-    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
+    def hindsight(self, space: Space, known: Sequence[Combined], seen: Combined) -> Hindsight:
         orders = [order for order in self.orders if len(known) > order]
         if len(self.orders) == 1 or self.orders[0] not in orders:
-            return lambda: self.start
-        span = Span()
-        nodes, truth = [span.known(each) for each in known[-1 - max(orders) :]], span.known(seen)
-        guesses = [self(space, nodes, order, truth.x, seen.sigma) for order in orders]
-        errors = span.evaluate([less(part, true) for guess in guesses for part, true in zip(guess, truth.prediction, strict=True)])
-        norms = torch.linalg.vector_norm(errors.reshape(len(orders), -1), dim=1)
-        return functools.cache(lambda: min(zip(norms.tolist(), orders, strict=True), key=lambda pair: pair[0])[1])
+            return Hindsight({}, lambda inner: self.start)
+        errors = {f"order {order}": off(self(space, known, order, seen.x, seen.sigma), seen.prediction) for order in orders}
+        return Hindsight(errors, lambda inner: min(orders, key=lambda order: inner(f"order {order}", f"order {order}")))
 
 
 @dataclass(frozen=True)
@@ -83,30 +83,26 @@ class Following:
 
     start: float = 1.0
 
-    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> tuple[Combination, ...]:
+    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
         node = known[-1]
         held = math.sin(space.angle(sigma)) / math.sin(space.angle(node.sigma))
         states = combine([(setting * space.gain(sigma), x), (-setting * held * space.gain(node.sigma), node.x)])
         return tuple(combine([(1.0, states), (1 + setting * (held - 1), part)]) for part in node.prediction)
 
-    def hindsight(self, space: Space, known: Sequence[Known], seen: Known) -> Setting:
-        span = Span()
-        node, truth = span.known(known[-1]), span.known(seen)
-        followed = self(space, [node], 1.0, truth.x, seen.sigma)
-        pulls, moves = ([less(part, old) for part, old in zip(new, node.prediction, strict=True)] for new in (followed, truth.prediction))
-        both = span.evaluate([*pulls, *moves]).reshape(2, -1)
-        products = both @ both[0]
+    def hindsight(self, space: Space, known: Sequence[Combined], seen: Combined) -> Hindsight:
+        node = known[-1]
+        pull = off(self(space, [node], 1.0, seen.x, seen.sigma), node.prediction)
 
-        def share() -> float:
-            size, along = products.tolist()
-            return min(max(along / size, 0.0), 1.0) if size > 0 else 0.0
+        def share(inner: Inner) -> float:
+            size = inner("pull", "pull")
+            return min(max(inner("move", "pull") / size, 0.0), 1.0) if size > 0 else 0.0
 
-        return functools.cache(share)
+        return Hindsight({"pull": pull, "move": off(seen.prediction, node.prediction)}, share)
 
 
-def less(one: Combination, other: Combination) -> Combination:
-    """one - other."""
-    return combine([(1.0, one), (-1.0, other)])
+def off(one: Parts, other: Parts) -> Parts:
+    """one - other, part by part."""
+    return tuple(map(less, one, other))
 
 
 def lagrange(times: Sequence[float], t: float) -> list[float]:
@@ -121,7 +117,7 @@ def lagrange(times: Sequence[float], t: float) -> list[float]:
     return weights
 
 
-def carried(space: Space, basis: Basis, known: Combined, x: Combination) -> tuple[Combination, ...]:
+def carried(space: Space, basis: Basis, known: Combined, x: Combination) -> Parts:
     """The prediction at x from one at a state near by, with eps or F held fixed: D + c (x - x~)."""
     moved = combine([(c := _slope(space, basis, known.sigma), x), (-c, known.x)])
     return tuple(combine([(1.0, part), (1.0, moved)]) for part in known.prediction)

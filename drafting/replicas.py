@@ -23,7 +23,8 @@ from .devices import DEVICES
 from .errors import Undraftable
 from .noise import NoiseTape
 from .policies import Mode, Policy
-from .speculation import Drafting, Report, SpeculativeModel, StandIn, State
+from .speculation import Report, SpeculativeModel, StandIn, State
+from .window import Drafting
 
 log = logging.getLogger("dizzydiff")
 
@@ -31,6 +32,8 @@ BATCH_WIDTH = 4
 """States a round where one device takes them as a batch and the user named no width."""
 BATCH_PAYS = 0.8
 """A batch of k must cost less than this part of k calls to be kept."""
+ASTRAY = 1.05
+"""Used drafts this many tolerances off are no rounding any more."""
 POST_CFG = "sampler_post_cfg_function"
 MULTIGPU = ("multigpu_clones", "multigpu_thread_pool")
 BROWNIAN = {
@@ -310,6 +313,10 @@ class DraftRefine(comfy.samplers.Sampler):
         log.info("DizzyDiff: %d steps (%d predictions) in %d rounds on %s, %d drafts dropped, largest deviation %.1e, %.2f s.",
                  len(sigmas) - 1, len(speculative.calls), len(report.rounds), speculative.evaluate, report.rejections,
                  report.largest_deviation, self._clock() - started)
+        if self.mode == "verified" and report.largest_deviation > ASTRAY * self.tolerance:
+            log.warning("DizzyDiff: this sampler arrived %.1e from a draft where %.1e was allowed: it steps otherwise than a dry run of it "
+                        "does, so the image is not the plain sampler's. Draw it with a width of 1.",
+                        report.largest_deviation, self.tolerance)
         if self._on_report is not None:
             self._on_report(report)
         return result

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +15,10 @@ from ..kernels.linear_combinations import linear_combinations
 
 Combination = dict[int, float]
 """sum_j w_j t_j as {j: w_j}."""
+Parts = tuple[Combination, ...]
+"""A prediction of P parts, or what has been made of one."""
+Inner = Callable[[Hashable, Hashable], float]
+"""The inner product of two of some named :data:`Parts`, summed over their parts. The host waits for the first that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Combined:
 
     x: Combination
     sigma: float
-    prediction: tuple[Combination, ...]
+    prediction: Parts
 
 
 def combine(terms: Iterable[tuple[float, Combination]]) -> Combination:
@@ -41,6 +48,11 @@ def combine(terms: Iterable[tuple[float, Combination]]) -> Combination:
         for j, w in combination.items():
             total[j] = total.get(j, 0.0) + weight * w
     return total
+
+
+def less(one: Combination, other: Combination) -> Combination:
+    """one - other."""
+    return combine([(1.0, one), (-1.0, other)])
 
 
 class Span:
@@ -67,3 +79,18 @@ class Span:
         part = sorted(set().union(*combinations))
         weights = [[combination.get(j, 0.0) for j in part] for combination in combinations]
         return linear_combinations(weights, [self._tensors[j] for j in part])
+
+    def inner(self, vectors: Mapping[Any, Parts]) -> Inner:
+        """All inner products of some ``vectors`` by their names, worked out now and read when the first is asked for."""
+        count, rows = itertools.count(), [part for parts in vectors.values() for part in parts]
+        places = {name: [next(count) for _ in parts] for name, parts in vectors.items()}
+        read = functools.cache(self._gram(rows).tolist) if rows else list
+
+        def inner(one: Hashable, other: Hashable) -> float:
+            return sum(read()[i][j] for i, j in zip(places[one], places[other], strict=True))
+
+        return inner
+
+    def _gram(self, rows: Sequence[Combination]) -> Tensor:
+        vectors = self.evaluate(rows).flatten(1)
+        return vectors @ vectors.mT

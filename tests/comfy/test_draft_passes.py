@@ -28,14 +28,11 @@ def booked(sampler: str, mode: Mode, steps: int = 28) -> dict[str, dict[str, flo
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_is_drafted_on_a_device_with_few_launches_and_a_wait_for_each_decision(sampler: str) -> None:
-    """Whether a draft is near enough is decided once a draft, and in the first of these decisions how to guess next."""
+def test_every_sampler_is_drafted_on_a_device_with_few_launches_and_a_wait_a_round(sampler: str) -> None:
+    """Which of a round's drafts are near enough is decided at once."""
     places = booked(sampler, "verified", steps=12)
     assert 0 < places[TOTAL]["launches"] <= 20
-    assert 0 < places["verify and carry"]["waits"] <= 3
-    assert places["drafts"]["waits"] <= 1
-    assert all(row["waits"] == 0 for place, row in places.items()
-               if place not in ("verify and carry", "drafts", "sampler", UNDRAFTED_RUN, TOTAL, END))
+    assert 0 < places["verify and carry"]["waits"] == places[TOTAL]["waits"] <= 1
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"])
@@ -52,7 +49,7 @@ def test_frozen_drafts_that_are_always_used_wait_for_nothing_but_what_the_sample
     assert {place for place, waits in ledger.waits.items() if waits} <= {"sampler", END}
 
 
-@pytest.mark.parametrize(("sampler", "passes"), [("euler", 75), ("dpmpp_2m", 75), ("euler_ancestral", 61), ("dpmpp_2m_sde", 61)])
+@pytest.mark.parametrize(("sampler", "passes"), [("euler", 94), ("dpmpp_2m", 94), ("euler_ancestral", 84), ("dpmpp_2m_sde", 84)])
 def test_a_round_of_four_makes_as_few_passes_as_the_docs_say(sampler: str, passes: float) -> None:
     assert 0 < booked(sampler, "verified")[TOTAL]["passes"] <= passes
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dizzydiff.drafting.coordinates import Space
 from dizzydiff.drafting.policies import Policy
-from dizzydiff.drafting.speculation import Drafting
+from dizzydiff.drafting.window import Drafting
 
 from .world import SAMPLERS, Mixture, deviation, drafted, euler, karras, plainly, start
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dizzydiff.drafting.calls import NoiseSampler, SamplerRun, plan
 from dizzydiff.drafting.noise import NoiseTape
-from dizzydiff.drafting.speculation import Drafting, SpeculativeModel, StandIn, State
+from dizzydiff.drafting.speculation import SpeculativeModel, StandIn, State
+from dizzydiff.drafting.window import Drafting
 
 Model = Callable[..., Tensor]
 
