@@ -16,7 +16,7 @@ class Policy:
 
     aggressive: one round of one state, then rounds of k: 1 + ceil((N - 1) / k) rounds for N questions.
     conservative: rounds of one and of k in turn: 2 floor(N / (k + 1)) + {0, 1, 2} for a remainder of {0, 1, more}.
-    verified: aggressive, but a draft further than ``tolerance`` from where the sampler arrives is dropped with all after it.
+    verified: aggressive, but a draft not within ``tolerance`` of where the sampler arrives is dropped with all after it.
     """
 
     mode: Mode = "verified"
@@ -37,4 +37,4 @@ class Policy:
         return self.mode == "verified"
 
     def accepts(self, deviation: float) -> bool:
-        return not self.decides or deviation <= self.tolerance
+        return not self.decides or deviation < self.tolerance

@@ -4,25 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
-
-from ..kernels import carry as kernels_carry
 from .coordinates import Space
-from .span import Combination, Combined, Inner, Known, Parts, combine, less
+from .span import Combination, Combined, Gram, Parts, combine, less
 
 Basis = Literal["eps", "F"]
-
-
-@dataclass(frozen=True)
-class Hindsight:
-    """How to find the setting that would have guessed best: from the inner products of the ``evidence``."""
-
-    evidence: dict[str, Parts]
-    setting: Callable[[Inner], float]
 
 
 class Guess(Protocol):
@@ -34,8 +23,11 @@ class Guess(Protocol):
     def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
         """The P parts of the prediction to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
 
-    def hindsight(self, space: Space, known: Sequence[Combined], seen: Combined) -> Hindsight:
-        """The setting that guesses best what was ``seen``, from what was ``known`` when it was drafted."""
+    def evidence(self, space: Space, known: Sequence[Combined], seen: Combined) -> list[Parts]:
+        """What tells the setting that guesses best what was ``seen`` from what was ``known`` when it was drafted."""
+
+    def hindsight(self, evidence: Sequence[Parts], gram: Gram) -> float:
+        """That setting, from the inner products of the evidence."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +57,17 @@ class Trend:
         parts = zip(*(node.prediction for node in nodes), strict=True)
         return tuple(combine([(1.0, states), *zip(of_D, part, strict=True)]) for part in parts)
 
-    def hindsight(self, space: Space, known: Sequence[Combined], seen: Combined) -> Hindsight:
-        orders = [order for order in self.orders if len(known) > order]
-        if len(self.orders) == 1 or self.orders[0] not in orders:
-            return Hindsight({}, lambda inner: self.start)
-        errors = {f"order {order}": off(self(space, known, order, seen.x, seen.sigma), seen.prediction) for order in orders}
-        return Hindsight(errors, lambda inner: min(orders, key=lambda order: inner(f"order {order}", f"order {order}")))
+    def evidence(self, space: Space, known: Sequence[Combined], seen: Combined) -> list[Parts]:
+        """The errors of the orders; of no parts where there are too few predictions for one."""
+        if len(self.orders) == 1 or len(known) <= self.orders[0]:
+            return []
+        return [off(self(space, known, order, seen.x, seen.sigma), seen.prediction) if len(known) > order else () for order in self.orders]
+
+    def hindsight(self, evidence: Sequence[Parts], gram: Gram) -> float:
+        if not evidence:
+            return self.start
+        errors = [gram.inner(error, error) if error else math.inf for error in evidence]
+        return self.orders[errors.index(min(errors))]
 
 
 @dataclass(frozen=True)
@@ -89,15 +86,15 @@ class Following:
         states = combine([(setting * space.gain(sigma), x), (-setting * held * space.gain(node.sigma), node.x)])
         return tuple(combine([(1.0, states), (1 + setting * (held - 1), part)]) for part in node.prediction)
 
-    def hindsight(self, space: Space, known: Sequence[Combined], seen: Combined) -> Hindsight:
-        node = known[-1]
-        pull = off(self(space, [node], 1.0, seen.x, seen.sigma), node.prediction)
+    def evidence(self, space: Space, known: Sequence[Combined], seen: Combined) -> list[Parts]:
+        """How far lambda = 1 would have moved D, and how far it did move."""
+        D = known[-1].prediction
+        return [off(self(space, known, 1.0, seen.x, seen.sigma), D), off(seen.prediction, D)]
 
-        def share(inner: Inner) -> float:
-            size = inner("pull", "pull")
-            return min(max(inner("move", "pull") / size, 0.0), 1.0) if size > 0 else 0.0
-
-        return Hindsight({"pull": pull, "move": off(seen.prediction, node.prediction)}, share)
+    def hindsight(self, evidence: Sequence[Parts], gram: Gram) -> float:
+        pull, moved = evidence
+        size = gram.inner(pull, pull)
+        return min(max(gram.inner(pull, moved) / size, 0.0), 1.0) if size > 0 else 0.0
 
 
 def off(one: Parts, other: Parts) -> Parts:
@@ -117,18 +114,13 @@ def lagrange(times: Sequence[float], t: float) -> list[float]:
     return weights
 
 
-def carried(space: Space, basis: Basis, known: Combined, x: Combination) -> Parts:
-    """The prediction at x from one at a state near by, with eps or F held fixed: D + c (x - x~)."""
-    moved = combine([(c := _slope(space, basis, known.sigma), x), (-c, known.x)])
+def carried(known: Combined, x: Combination, slope: float) -> Parts:
+    """The prediction at x from one at a state x~ near by, whose derivative is taken to be ``slope``: D + slope (x - x~)."""
+    moved = combine([(slope, x), (-slope, known.x)])
     return tuple(combine([(1.0, part), (1.0, moved)]) for part in known.prediction)
 
 
-def carry(space: Space, basis: Basis, known: Known, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for tensors, [P, ...]; and ||x - x~||, which stays on the device."""
-    return kernels_carry.carry(known.prediction, known.x, x, _slope(space, basis, known.sigma))
-
-
-def _slope(space: Space, basis: Basis, sigma: float) -> float:
-    """c = dD/dx with eps or F held fixed; where all is noise, eps says nothing of D."""
+def slope(space: Space, basis: Basis, sigma: float) -> float:
+    """dD/dx with eps or F held fixed."""
     alpha = space.signal(sigma)
-    return space.gain(sigma) if basis == "F" or alpha == 0 else 1.0 / alpha
+    return space.gain(sigma) if basis == "F" or alpha == 0 else 1.0 / alpha  # where all is noise, eps says nothing of D

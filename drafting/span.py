@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -17,8 +15,6 @@ Combination = dict[int, float]
 """sum_j w_j t_j as {j: w_j}."""
 Parts = tuple[Combination, ...]
 """A prediction of P parts, or what has been made of one."""
-Inner = Callable[[Hashable, Hashable], float]
-"""The inner product of two of some named :data:`Parts`, summed over their parts. The host waits for the first that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +76,24 @@ class Span:
         weights = [[combination.get(j, 0.0) for j in part] for combination in combinations]
         return linear_combinations(weights, [self._tensors[j] for j in part])
 
-    def inner(self, vectors: Mapping[Any, Parts]) -> Inner:
-        """All inner products of some ``vectors`` by their names, worked out now and read when the first is asked for."""
-        count, rows = itertools.count(), [part for parts in vectors.values() for part in parts]
-        places = {name: [next(count) for _ in parts] for name, parts in vectors.items()}
-        read = functools.cache(self._gram(rows).tolist) if rows else list
+    def gram(self, combinations: Sequence[Combination]) -> Gram:
+        """The inner products of the ``combinations``, worked out now and read when they are asked for."""
+        if not combinations:
+            return Gram(list)
+        vectors = self.evaluate(combinations).flatten(1)
+        return Gram((vectors @ vectors.mT).tolist)
 
-        def inner(one: Hashable, other: Hashable) -> float:
-            return sum(read()[i][j] for i, j in zip(places[one], places[other], strict=True))
 
-        return inner
+class Gram:
+    """Inner products of combinations of vectors of which all inner products are known. The host waits for the first."""
 
-    def _gram(self, rows: Sequence[Combination]) -> Tensor:
-        vectors = self.evaluate(rows).flatten(1)
-        return vectors @ vectors.mT
+    def __init__(self, read: Callable[[], list[list[float]]]) -> None:
+        self._products = functools.cache(read)
+
+    def __call__(self, one: Combination, other: Combination) -> float:
+        products = self._products()
+        return sum(v * w * products[i][j] for i, v in one.items() for j, w in other.items())
+
+    def inner(self, one: Parts, other: Parts) -> float:
+        """Of predictions: summed over their parts."""
+        return sum(map(self, one, other))

@@ -23,11 +23,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.carry import carry
 from .calls import Plan
+from .findings import Findings
 from .noise import NoiseTape
-from .predictors import carry
 from .span import Known
-from .window import Drafting, Findings, Window
+from .window import Drafting, Window
 
 HISTORY = 4
 """Answers kept at least: drafts extrapolate from them."""
@@ -87,7 +88,7 @@ class SpeculativeModel:
         self._answers: dict[int, Known] = {}
         self._window: dict[int, Known] = {}
         self._stale: dict[int, Known] = {}
-        self._found = Findings(lambda: drafting.guess.start, lambda: 1.0, lambda m: 0.0)
+        self._found = Findings(drafting.space, drafting.carry, plan.calls, lambda: drafting.guess.start)
         self._report = Report()
         self._used: list[tuple[int, Tensor, float, Findings]] = []
 
@@ -97,7 +98,7 @@ class SpeculativeModel:
         used, self._used = self._used, []
         norms = torch.stack([norm for _, norm, _, _ in used]).tolist() if used else []
         for (n, _, unit, found), norm in zip(used, norms, strict=True):
-            self._enter(n, found.roughness() * norm / unit, True)
+            self._enter(n, found.roughness(n) * norm / unit, True)
         return self._report
 
     def __getattr__(self, name: str) -> Any:
@@ -123,12 +124,12 @@ class SpeculativeModel:
         if n not in self._window:
             return None
         how, found = self._how, self._found
-        if how.policy.decides and not how.policy.accepts(deviation := found.roughness() * found.distance(n)):
+        if how.policy.decides and not how.policy.accepts(deviation := found.roughness(n) * found.distance(n)):
             self._enter(n, deviation, False)
             self._stale, self._window = self._window, {}
             return None
         known = self._window.pop(n)
-        prediction, norm = carry(how.space, how.carry, known, x)
+        prediction, norm = carry(known.prediction, known.x, x, found.slope(n))
         self._used.append((n, norm, math.sqrt(x.numel()) * how.space.scale(known.sigma), found))
         return prediction
 

@@ -61,10 +61,9 @@ import pathlib, runpy, sys, torch
 before = set(sys.modules)
 runpy.run_path({str(root / "devtools" / "package.py")!r})["load_package"]("dizzydiff", pathlib.Path({str(root)!r}))
 import dizzydiff.drafting.speculation
-from dizzydiff.drafting.predictors import carry
-from dizzydiff.drafting.span import Known
-from dizzydiff.drafting.coordinates import Space
-carry(Space(), "F", Known(torch.ones(3), 1.0, torch.ones(1, 3)), torch.zeros(3))
+from dizzydiff.kernels.carry import carry
+from dizzydiff.kernels.linear_combinations import linear_combinations
+carry(torch.ones(1, 3), torch.ones(3), torch.zeros(3), 0.5), linear_combinations([[1.0]], [torch.ones(3)])
 print(*({{"triton", "diffusers", "transformers", "matplotlib", "comfy"}} & (set(sys.modules) - before)))
 """
     assert python(root, "-c", script).strip() == ""
