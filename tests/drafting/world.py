@@ -125,10 +125,11 @@ def plainly(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor) -> Ten
     return sampler(model, x, sigmas, None, seeded_noise(x))
 
 
-def drafted(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor, how: Drafting, **here: Any) -> tuple[Tensor, SpeculativeModel]:
+def drafted(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor, how: Drafting, kind: type[SpeculativeModel] = SpeculativeModel,
+            **here: Any) -> tuple[Tensor, SpeculativeModel]:
     foretold = plan(sampler, lambda answer: StandIn(model, lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, x.ndim)
     tape = NoiseTape(seeded_noise(x), foretold.asks, sigmas)
-    speculative = SpeculativeModel(model, foretold, Here(model, **here), lambda p, x, s, a: p[0], tape, how)
+    speculative = kind(model, foretold, Here(model, **here), lambda p, x, s, a: p[0], tape, how)
     return sampler(speculative, x, sigmas, None, tape.reader()), speculative
 
 
