@@ -60,7 +60,7 @@ class Findings:
     def distance(self, m: int) -> float:
         """RMS(x - x~) / s: how far from the draft of the m-th question the sampler will arrive."""
         offset = self._offsets[m]
-        return math.sqrt(self.gram(offset, offset) / self.size) / self.space.scale(self.calls[m].sigma)
+        return math.sqrt(max(self.gram(offset, offset), 0.0) / self.size) / self.space.scale(self.calls[m].sigma)
 
     def roughness(self, m: int) -> float:
         """How much further than its state from the sampler's, relative to data, the prediction carried from a draft may be off.
