@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -15,6 +16,10 @@ Combination = dict[int, float]
 """sum_j w_j t_j as {j: w_j}."""
 Parts = tuple[Combination, ...]
 """A prediction of P parts, or what has been made of one."""
+
+
+ALIKE = 1e-3
+"""Sigmas that differ by less, relatively, are one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,21 @@ class Combined:
     x: Combination
     sigma: float
     prediction: Parts
+
+
+Made = TypeVar("Made", Known, Combined)
+
+
+def newest(known: Sequence[Made]) -> list[Made]:
+    """From high to low sigma; of several at one sigma the last given.
+
+    Samplers that compute sigmas of their own come back to one with a rounding of it, and no polynomial goes through both.
+    """
+    kept: list[Made] = []
+    for each in reversed(known):
+        if all(abs(each.sigma - other.sigma) > ALIKE * each.sigma for other in kept):
+            kept.append(each)
+    return sorted(kept, key=lambda each: -each.sigma)
 
 
 def combine(terms: Iterable[tuple[float, Combination]]) -> Combination:

@@ -27,11 +27,11 @@ from ..kernels.carry import carry
 from .calls import Plan
 from .findings import Findings
 from .noise import NoiseTape
-from .span import Known
+from .span import Known, newest
 from .window import Drafting, Window
 
 HISTORY = 4
-"""Answers kept at least: drafts extrapolate from them."""
+"""Sigmas at which the newest answer is kept: drafts extrapolate from them."""
 
 State = tuple[Tensor, float]
 Deliver = Callable[[Tensor, Tensor, float, dict[str, Any]], Tensor]
@@ -151,9 +151,10 @@ class SpeculativeModel:
         states[n - states[0].call] = Evaluated(n, deviation, accepted)
 
     def _forget(self, n: int) -> None:
-        """Keep the answers and noises on which states to come depend, and the last HISTORY answers."""
+        """Keep the answers and noises on which states to come depend, and the newest answers at the last HISTORY sigmas."""
         answer, noise = self.plan.oldest(n)
-        for m in [m for m in self._answers if m < min(answer, n - HISTORY + 1)]:
+        known = {id(each) for each in newest([*self._answers.values()])[-HISTORY:]}
+        for m in [m for m, each in self._answers.items() if m < answer and id(each) not in known]:
             del self._answers[m]
         self.tape.forget(noise)
 

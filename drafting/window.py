@@ -19,7 +19,7 @@ from .findings import Findings, Pair, roughness
 from .noise import NoiseTape
 from .policies import Policy
 from .predictors import Basis, Following, Guess, Trend, carried, off, slope
-from .span import Combination, Combined, Known, Parts, Span, combine, less
+from .span import Combination, Combined, Known, Parts, Span, combine, less, newest
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,3 @@ class Window:
         if q not in self._noises:
             self._noises[q] = self._span.vector(self._tape[q])
         return self._noises[q]
-
-
-def newest(known: Sequence[Combined]) -> list[Combined]:
-    """From high to low sigma; of several at one sigma the last given."""
-    return sorted({each.sigma: each for each in known}.values(), key=lambda each: -each.sigma)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,25 @@ def test_no_used_draft_is_off_by_more_than_the_tolerance(tolerance: float) -> No
         assert all(s.accepted is None or s.accepted == (s.deviation < tolerance) for s in states)
     answered = [s.call for states in report.rounds for i, s in enumerate(states) if i == 0 or s.accepted]
     assert sorted(answered) == list(range(16))
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7, -1e-7])
+def test_a_sampler_that_comes_back_to_a_rounding_of_a_sigma_is_drafted_as_any_other(rounding: float) -> None:
+    """Two answers at what is one sigma: a polynomial through both would be of the rounding's making."""
+    def rounded(model: Any, x: Tensor, sigmas: Tensor, callback: Any, noise: Any) -> Tensor:
+        asked = 0
+
+        def asking(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal asked
+            asked += 1
+            return model(x, sigma * (1 + rounding * (asked % 2)))
+
+        return SAMPLERS["heun"](asking, x, sigmas, callback, noise)
+
+    model, sigmas = Mixture(), karras(40)
+    x = start(sigmas, 4)
+    result, _ = drafted(rounded, model, sigmas, x, how("aggressive", 4))
+    assert deviation(result, plainly(rounded, model, sigmas, x)) < 1e-3
 
 
 def test_a_dropped_window_is_drafted_again_from_its_predictions() -> None:
