@@ -16,8 +16,6 @@ Combination = dict[int, float]
 """sum_j w_j t_j as {j: w_j}."""
 Parts = tuple[Combination, ...]
 """A prediction of P parts, or what has been made of one."""
-
-
 ALIKE = 1e-3
 """Sigmas that differ by less, relatively, are one."""
 

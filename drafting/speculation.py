@@ -117,9 +117,8 @@ class SpeculativeModel:
     def _from_window(self, n: int, x: Tensor) -> Tensor | None:
         """The prediction of a draft of this question, carried to x, if there is one and it lies near enough.
 
-        Its deviation is how far that may be off, relative to the data, as far as one can know before evaluating at x:
-        RMS(x - x~) / s, which bounds it for Gaussian data, times the model's roughness: how much further than that the last
-        dropped draft was off in truth, which the evaluation in its place has shown.
+        Its deviation is how far that may be off, relative to the data, as far as one can know without an evaluation at x:
+        RMS(x - x~) / s, which bounds it for Gaussian data, times the roughness of what was found.
         """
         if n not in self._window:
             return None

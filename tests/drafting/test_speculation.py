@@ -130,6 +130,21 @@ def test_no_used_draft_is_off_by_more_than_the_tolerance(tolerance: float) -> No
     assert sorted(answered) == list(range(16))
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_breaks_down_breaks_nothing_else(name: str, value: float) -> None:
+    """Half precision overflows: the picture is lost, as without drafts, and nothing is raised."""
+    exact, sigmas = Mixture(), karras(16)
+
+    def overflowing(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        return exact(x, sigma) if sigma[0] > 1 else torch.full_like(x, value)
+
+    verified = how("verified", 4, 0.01, stochastic=name == "ancestral")
+    result, speculative = drafted(SAMPLERS[name], overflowing, sigmas, start(sigmas, 1), verified)
+    assert not result.isfinite().any()
+    assert len(speculative.report.rounds) <= len(speculative.calls)
+
+
 @pytest.mark.parametrize("rounding", [0.0, 1e-7, -1e-7])
 def test_a_sampler_that_comes_back_to_a_rounding_of_a_sigma_is_drafted_as_any_other(rounding: float) -> None:
     """Two answers at what is one sigma: a polynomial through both would be of the rounding's making."""
