@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import Undraftable
 
+T = TypeVar("T")
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise(sigma, sigma_next): a sample of the state's shape."""
 Callback = Callable[[dict[str, Any]], None]
@@ -62,6 +63,11 @@ class Call:
     """(question i, part of its prediction: 0 denoised or 1 uncond, w_i)."""
     draws: tuple[tuple[int, float], ...] = ()
     """(noise q, v_q)."""
+
+    def terms(self, m: int, x: Mapping[int, T], D: Mapping[int, Sequence[T]]) -> list[tuple[float, T]]:
+        """All terms but the noises, where this is the m-th question. A prediction of one part is both denoised and uncond."""
+        answers = [(w, D[i][min(part, len(D[i]) - 1)]) for i, part, w in self.answers]
+        return [(self.kept, x[m - 1]), *((u, x[i]) for i, u in self.states), *answers]
 
 
 @dataclass(frozen=True)

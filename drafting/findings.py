@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -95,15 +96,11 @@ class Findings:
     @functools.cached_property
     def _offsets(self) -> dict[int, Combination]:
         """x - x~ of every question drafted: the recurrence of its :class:`~.calls.Call` for the differences from what was guessed."""
-        offsets: dict[int, Combination] = {min(self.wrong): {}}
-        errors: dict[int, Parts] = {}
+        offsets, errors = defaultdict[int, Combination](dict), defaultdict[int, Parts](lambda: ({},))
         for m, wrong in sorted(self.wrong.items()):
             errors[m] = tuple(combine([(1.0, part), (self.slope(m), offsets[m])]) for part in wrong)
-            call = self.calls[m + 1]
-            states = [(call.kept, offsets[m]), *((u, offsets[i]) for i, u in call.states if i in offsets)]
-            answers = [(w, errors[i][min(part, len(errors[i]) - 1)]) for i, part, w in call.answers if i in errors]
-            offsets[m + 1] = combine([*states, *answers])
-        return offsets
+            offsets[m + 1] = combine(self.calls[m + 1].terms(m + 1, offsets, errors))
+        return dict(offsets)
 
 
 def roughness(gram: Gram, pair: Pair, slope: float, space: Space, sigma: float) -> float:

@@ -64,11 +64,13 @@ class Window:
         """The states of the next ``count`` questions from guessed answers; none where nothing is known to guess from."""
         if not self._known or not count:
             return []
-        asked = dict(self._answers)
+        x = {i: answer.x for i, answer in self._answers.items()} | {self._n: self._x[0]}
+        D = {i: answer.prediction for i, answer in self._answers.items()}
         for m in range(self._n, self._n + count):
-            self._guesses[m] = self._guess(m, self._x[-1], found)
-            asked[m] = Combined(self._x[-1], self._calls[m].sigma, self._guesses[m])
-            self._x.append(self._state(m + 1, asked))
+            D[m] = self._guesses[m] = self._guess(m, x[m], found)
+            call = self._calls[m + 1]
+            x[m + 1] = combine([*call.terms(m + 1, x, D), *((v, self._noise(q)) for q, v in call.draws)])
+            self._x.append(x[m + 1])
         return list(self._span.evaluate(self._x[1:]))
 
     def findings(self, before: Findings, predictions: Sequence[Tensor]) -> Findings:
@@ -101,13 +103,6 @@ class Window:
         if stale is not None:
             return carried(stale, x, found.slope(m))
         return how.guess(how.space, self._known, found.setting(), x, self._calls[m].sigma)
-
-    def _state(self, m: int, asked: dict[int, Combined]) -> Combination:
-        """x_m as its :class:`~.calls.Call` combines it; a prediction of one part is both denoised and uncond."""
-        call = self._calls[m]
-        states = [(call.kept, asked[m - 1].x), *((u, asked[i].x) for i, u in call.states)]
-        answers = [(w, asked[i].prediction[min(part, len(asked[i].prediction) - 1)]) for i, part, w in call.answers]
-        return combine([*states, *answers, *((v, self._noise(q)) for q, v in call.draws)])
 
     def _noise(self, q: int) -> Combination:
         if q not in self._noises:
