@@ -21,15 +21,20 @@ def is_older(version: str, than: str) -> bool:
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """ComfyUI's way in: an extension that lists the pack's node classes, or none where ComfyUI is too old for them."""
+    """ComfyUI's way in: an extension that lists the pack's node classes, or none where ComfyUI is too old for
+    them.
+    """
     from comfy_api.latest import ComfyExtension
     from comfyui_version import __version__
 
     class DizzyDiff(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             if is_older(__version__, OLDEST_COMFYUI):
-                logging.error("DizzyDiff needs ComfyUI %s or newer, and this is %s. Update ComfyUI to get its nodes.",
-                              OLDEST_COMFYUI, __version__)
+                logging.error(
+                    "DizzyDiff needs ComfyUI %s or newer, and this is %s. Update ComfyUI to get its nodes.",
+                    OLDEST_COMFYUI,
+                    __version__,
+                )
                 return []
             from .nodes import NODE_CLASSES
 

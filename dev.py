@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Try and develop DizzyDiff from a clone: sets up what it needs, then does it. Needs Python 3.11+ and a package index.
+"""Try and develop DizzyDiff from a clone: sets up what it needs, then does it. Needs Python 3.11+ and a
+package index.
 
-ComfyUI is COMFYUI_PATH where that is set, else the one whose custom_nodes folder holds this clone, else a release downloaded into
-.dev/: 0.30.0, or the one that COMFYUI_RELEASE names (0.27.0, the oldest that runs the pack). Packages go into .venv here; the
-environment of a ComfyUI you already have is never changed.
+ComfyUI is COMFYUI_PATH where that is set, else the one whose custom_nodes folder holds this clone, else a
+release downloaded into .dev/: 0.30.0, or the one that COMFYUI_RELEASE names (0.27.0, the oldest that runs the
+pack). Packages go into .venv here; the environment of a ComfyUI you already have is never changed.
 """
 
 import sys
@@ -37,19 +38,26 @@ def demo(workshop: Workshop) -> int:
     """Run workflows/guided_student.json in a real ComfyUI; pictures go to output/."""
     base, output = make_base(ROOT, workshop.scratch / "base"), ROOT / "output"
     say("starting ComfyUI")
-    with running(workshop.python, workshop.comfyui.path, base, output, workshop.scratch / "logs" / "demo.log") as server:
+    with running(
+        workshop.python, workshop.comfyui.path, base, output, workshop.scratch / "logs" / "demo.log"
+    ) as server:
         say(f"ComfyUI answers at {server.address}; queueing workflows/guided_student.json")
         workflow = ROOT / "workflows" / "api" / "guided_student.json"
-        return python_in(workshop, str(ROOT / "devtools" / "client.py"), server.address, str(workflow), str(output))
+        return python_in(
+            workshop, str(ROOT / "devtools" / "client.py"), server.address, str(workflow), str(output)
+        )
 
 
 def test(workshop: Workshop, arguments: list[str]) -> int:
-    """ruff, mypy and pytest; every one runs, and any failure fails the whole."""
+    """ruff (rules and format), mypy and pytest; every one runs, and any failure fails the whole."""
     chromium = browser.provide(workshop.scratch / "logs" / "chromium.log")
     packages = make_base(ROOT, workshop.scratch / "base") / "custom_nodes"
     checks = {
         "ruff": lambda: python_in(workshop, "-m", "ruff", "check", "."),
-        "mypy": lambda: python_in(workshop, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), cwd=packages),
+        "ruff format": lambda: python_in(workshop, "-m", "ruff", "format", "--check", "."),
+        "mypy": lambda: python_in(
+            workshop, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), cwd=packages
+        ),
         "pytest": lambda: python_in(workshop, "-m", "pytest", *arguments),
     }
     failed = []
@@ -76,9 +84,13 @@ def serve(workshop: Workshop) -> int:
 def pictures(workshop: Workshop) -> int:
     """Draw icon and banner (assets/), and run every workflow for its thumbnail (workflows/*.jpg)."""
     base, output = make_base(ROOT, workshop.scratch / "base"), ROOT / "output"
-    with running(workshop.python, workshop.comfyui.path, base, output, workshop.scratch / "logs" / "pictures.log") as server:
+    with running(
+        workshop.python, workshop.comfyui.path, base, output, workshop.scratch / "logs" / "pictures.log"
+    ) as server:
         folders = ["--output", str(output), "--temp", str(base / "temp")]
-        return python_in(workshop, str(ROOT / "devtools" / "pictures.py"), server.address, str(ROOT), *folders)
+        return python_in(
+            workshop, str(ROOT / "devtools" / "pictures.py"), server.address, str(ROOT), *folders
+        )
 
 
 def bench(workshop: Workshop, name: str, quick: bool, json_file: Path) -> int:
@@ -93,12 +105,16 @@ def tiny(workshop: Workshop, arguments: list[str]) -> int:
 
 
 def distill(workshop: Workshop, arguments: list[str]) -> int:
-    """Train a guided student of your own model, without a browser; goes on where it stopped. `distill --help` says how."""
+    """Train a guided student of your own model, without a browser; goes on where it stopped. `distill --help`
+    says how.
+    """
     return python_in(workshop, str(ROOT / "students" / "distill" / "__main__.py"), *arguments, cwd=Path.cwd())
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make the environment, do nothing else")
     commands.add_parser("demo", help=demo.__doc__)

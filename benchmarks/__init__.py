@@ -1,3 +1,4 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measurements behind the numbers in the documentation: NAME is module ``benchmarks/NAME.py`` with
-``run(quick: bool) -> list[dict]`` and, where rows want a table to read, ``table(rows) -> str`` in Markdown."""
+``run(quick: bool) -> list[dict]`` and, where rows want a table to read, ``table(rows) -> str`` in
+Markdown."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs one benchmark, prints its rows and writes them as JSON with the machine, and its tables and picture if it has them."""
+"""Runs one benchmark, prints its rows and writes them as JSON with the machine, and its tables and picture if
+it has them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ def main() -> int:
     benchmark = importlib.import_module(f"dizzydiff.benchmarks.{options.name}")
     rows = benchmark.run(options.quick)
     for row in rows:
-        print("  ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))
+        print(
+            "  ".join(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in row.items()
+            )
+        )
     report = {"benchmark": options.name, "quick": options.quick, "machine": machine(), "rows": rows}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write(options.json, json.dumps(report, indent=1) + "\n")

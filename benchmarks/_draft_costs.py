@@ -39,24 +39,49 @@ def wall_clock(steps: int, repeats: int) -> dict[str, Any]:
     noise = torch.randn(1, 4, 48, 48, generator=torch.Generator().manual_seed(0))
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", "karras", 1.0).sigmas
     rounds: list[int] = []
-    sampler = DraftRefine(inner, "aggressive", 2, 1.0, on_report=lambda report: rounds.append(len(report.rounds)))
+    sampler = DraftRefine(
+        inner, "aggressive", 2, 1.0, on_report=lambda report: rounds.append(len(report.rounds))
+    )
     seconds: dict[str, list[float]] = {"one": [], "two": []}
     for _ in range(repeats + 1):
         for place, patcher, method in (("one", model, inner), ("two", two, sampler)):
             started = time.perf_counter()
-            comfy.sample.sample_custom(patcher, noise, 4.0, method, sigmas, positive, negative, torch.zeros_like(noise),
-                                       disable_pbar=True, seed=0)
+            comfy.sample.sample_custom(
+                patcher,
+                noise,
+                4.0,
+                method,
+                sigmas,
+                positive,
+                negative,
+                torch.zeros_like(noise),
+                disable_pbar=True,
+                seed=0,
+            )
             seconds[place].append(time.perf_counter() - started)
     one, two_s = (statistics.median(values[1:]) for values in seconds.values())
-    return {"model": "tiny/teacher, 384x384", "sampler": "euler", "schedule": "karras", "steps": steps, "mode": "aggressive",
-            "drafts": "extrapolated", "carry": "F", "width": 2, "rounds": rounds[-1], "wall_s": two_s, "sequential_wall_s": one,
-            "speed_up": one / two_s}
+    return {
+        "model": "tiny/teacher, 384x384",
+        "sampler": "euler",
+        "schedule": "karras",
+        "steps": steps,
+        "mode": "aggressive",
+        "drafts": "extrapolated",
+        "carry": "F",
+        "width": 2,
+        "rounds": rounds[-1],
+        "wall_s": two_s,
+        "sequential_wall_s": one,
+        "speed_up": one / two_s,
+    }
 
 
 def overhead(steps: int, repeats: int) -> dict[str, Any]:
-    """Time outside the network of a drafted run beyond that of a sequential one, over the sequential run's time: median.
+    """Time outside the network of a drafted run beyond that of a sequential one, over the sequential run's
+    time: median.
 
-    CFG on 24x24 latents, whose call takes 20 ms and more on one core; verified, dpmpp_2m, batches of four states.
+    CFG on 24x24 latents, whose call takes 20 ms and more on one core; verified, dpmpp_2m, batches of four
+    states.
     """
     import comfy.sample
     import comfy.samplers
@@ -73,14 +98,26 @@ def overhead(steps: int, repeats: int) -> dict[str, Any]:
     inside: list[float] = []
     network = model.model.diffusion_model
     starts: list[float] = []
-    hooks = (network.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
-             network.register_forward_hook(lambda *_: inside.append(time.perf_counter() - starts[-1])))
+    hooks = (
+        network.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
+        network.register_forward_hook(lambda *_: inside.append(time.perf_counter() - starts[-1])),
+    )
 
     def outside(method: Any) -> tuple[float, float]:
         inside.clear()
         started = time.perf_counter()
-        comfy.sample.sample_custom(model, noise, 4.0, method, sigmas, positive, negative, torch.zeros_like(noise),
-                                   disable_pbar=True, seed=0)
+        comfy.sample.sample_custom(
+            model,
+            noise,
+            4.0,
+            method,
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
         whole = time.perf_counter() - started
         return whole, whole - sum(inside)
 
@@ -93,12 +130,23 @@ def overhead(steps: int, repeats: int) -> dict[str, Any]:
     for hook in hooks:
         hook.remove()
     share, call_s = (statistics.median(values) for values in zip(*runs[1:], strict=True))
-    return {"model": "tiny/teacher, 192x192", "sampler": "dpmpp_2m", "schedule": "karras", "steps": steps, "mode": "verified",
-            "drafts": "extrapolated", "carry": "F", "width": 4, "call_s": call_s, "overhead_share": share}
+    return {
+        "model": "tiny/teacher, 192x192",
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+        "steps": steps,
+        "mode": "verified",
+        "drafts": "extrapolated",
+        "carry": "F",
+        "width": 4,
+        "call_s": call_s,
+        "overhead_share": share,
+    }
 
 
 def prompt_accuracy(name: str, count: int, steps: int, width: int, tolerance: float) -> list[dict[str, Any]]:
-    """Share of captions (percent) that sequential and drafted pictures show, judged by the reader; the same noise for both.
+    """Share of captions (percent) that sequential and drafted pictures show, judged by the reader; the same
+    noise for both.
 
     ``name``: "tiny/teacher", with CFG 4, or "tiny", the student at g = 4.
     """
@@ -129,18 +177,45 @@ def prompt_accuracy(name: str, count: int, steps: int, width: int, tolerance: fl
         for seed, caption in enumerate(captions):
             positive = node_helpers.conditioning_set_values(_encoded(clip, str(caption)), {"guidance": 4.0})
             noise = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(seed))
-            drawn.append(comfy.sample.sample_custom(model, noise, cfg, method, sigmas, positive, negative, torch.zeros_like(noise),
-                                                    disable_pbar=True, seed=seed))
+            drawn.append(
+                comfy.sample.sample_custom(
+                    model,
+                    noise,
+                    cfg,
+                    method,
+                    sigmas,
+                    positive,
+                    negative,
+                    torch.zeros_like(noise),
+                    disable_pbar=True,
+                    seed=seed,
+                )
+            )
         return torch.cat(drawn)
 
     def right(method: Any) -> float:
         return evaluate.accuracy(captions, _pictures(vae, latents(method)))
 
-    drafts = DraftRefine(inner, "verified", width, tolerance, on_report=lambda report: rounds.append(len(report.rounds)))
+    drafts = DraftRefine(
+        inner, "verified", width, tolerance, on_report=lambda report: rounds.append(len(report.rounds))
+    )
     sequential, drafted = right(inner), right(drafts)
-    return [{"model": name, "sampler": "euler", "schedule": "karras", "steps": steps, "mode": "verified", "drafts": "extrapolated",
-             "carry": "F", "width": width, "rounds": statistics.mean(rounds), "captions": len(captions),
-             "prompt_accuracy": drafted, "sequential_prompt_accuracy": sequential}]
+    return [
+        {
+            "model": name,
+            "sampler": "euler",
+            "schedule": "karras",
+            "steps": steps,
+            "mode": "verified",
+            "drafts": "extrapolated",
+            "carry": "F",
+            "width": width,
+            "rounds": statistics.mean(rounds),
+            "captions": len(captions),
+            "prompt_accuracy": drafted,
+            "sequential_prompt_accuracy": sequential,
+        }
+    ]
 
 
 def _pictures(vae: Any, latents: Tensor) -> list:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What draft-refine is measured on: exact Gaussian mixtures and the embedded pipeline, sampled through ComfyUI."""
+"""What draft-refine is measured on: exact Gaussian mixtures and the embedded pipeline, sampled through
+ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PROMPT = "a small red circle left of a blue square on white"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to sample: ``sample(sampler, sigmas, seeds)`` gives latents [len(seeds), ...] through ComfyUI."""
+    """A model to sample: ``sample(sampler, sigmas, seeds)`` gives latents [len(seeds), ...] through
+    ComfyUI.
+    """
 
     name: str
     sigmas: Callable[[str, int, str], Tensor]
@@ -56,11 +60,16 @@ def mixture(name: str, model: Mixture) -> Subject:
 
     class Guider:
         def __init__(self) -> None:
-            self.inner_model, self.model_patcher = model.inner_model.inner_model, model.inner_model.model_patcher
+            self.inner_model, self.model_patcher = (
+                model.inner_model.inner_model,
+                model.inner_model.model_patcher,
+            )
             self.conds: dict[str, list] = {}
             self.cfg = 1.0
 
-        def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
+        def __call__(
+            self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None
+        ) -> Tensor:
             denoised = model(x, sigma)
             for hook in model_options.get("sampler_post_cfg_function", []):
                 denoised = hook({"denoised": denoised, "uncond_denoised": denoised})
@@ -70,7 +79,9 @@ def mixture(name: str, model: Mixture) -> Subject:
         return comfy.samplers.calculate_sigmas(model.inner_model.inner_model.model_sampling, schedule, steps)
 
     def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
-        noise = torch.stack([torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        noise = torch.stack(
+            [torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
         extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": seeds[0]}
         guider = Guider()
         return sampler.sample(guider, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
@@ -89,7 +100,11 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT) -> Subject:
     from ..students.pipeline import load_clip
 
     tiny = ROOT / "tiny"
-    model = load_unet(Source(tiny / "teacher", name)) if name.endswith("teacher") else load_student(Source(tiny / "unet", name))
+    model = (
+        load_unet(Source(tiny / "teacher", name))
+        if name.endswith("teacher")
+        else load_student(Source(tiny / "unet", name))
+    )
     model, clip = spread(model, "batch", 0), load_clip(tiny, [])
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
     positive = node_helpers.conditioning_set_values(positive, {"guidance": 4.0})
@@ -98,8 +113,20 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT) -> Subject:
         return comfy.samplers.KSampler(model, steps, model.load_device, sampler, schedule, 1.0).sigmas
 
     def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
-        noise = torch.stack([torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, torch.zeros_like(noise),
-                                          disable_pbar=True, seed=seeds[0])
+        noise = torch.stack(
+            [torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
+        return comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            sampler,
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seeds[0],
+        )
 
     return Subject(name, sigmas, sample)

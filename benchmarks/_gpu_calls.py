@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Model calls by the clock: student beside teacher, batches beside calls, launch beside device time, several threads on one device."""
+"""Model calls by the clock: student beside teacher, batches beside calls, launch beside device time, several
+threads on one device.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,13 @@ def student_step(device: torch.device, quick: bool) -> Rows:
             network = networks(device, quick)[name]()
             walls[name] = _guided(network, TOY_SIZE if quick else pixels, 1, cfg, 3 if quick else 20)
         teacher, student = walls.values()
-        yield {"network": network.name, "pixels": TOY_SIZE if quick else pixels, "student_step_s": student, "teacher_cfg_step_s": teacher,
-               "ratio": student / teacher}
+        yield {
+            "network": network.name,
+            "pixels": TOY_SIZE if quick else pixels,
+            "student_step_s": student,
+            "teacher_cfg_step_s": teacher,
+            "ratio": student / teacher,
+        }
 
 
 def batches(device: torch.device, quick: bool) -> Rows:
@@ -39,7 +46,14 @@ def batches(device: torch.device, quick: bool) -> Rows:
             one = _guided(network, pixels, 1, 1.0, 3 if quick else 10)
             for k in (2, 4) if quick else range(2, 9):
                 together = _guided(network, pixels, k, 1.0, 3 if quick else 5)
-                yield {"network": network.name, "pixels": pixels, "k": k, "call_s": one, "batch_s": together, "share": together / (k * one)}
+                yield {
+                    "network": network.name,
+                    "pixels": pixels,
+                    "k": k,
+                    "call_s": one,
+                    "batch_s": together,
+                    "share": together / (k * one),
+                }
 
 
 def _guided(network: Network, pixels: int, rows: int, cfg: float, repeats: int) -> float:
@@ -62,20 +76,30 @@ def _bare(network: Network, pixels: int) -> Callable[[], Tensor]:
 
 
 def launches(device: torch.device, quick: bool) -> Rows:
-    """Until a call returns, until the device is done, how long it was busy: little of it, and launching is the limit."""
+    """Until a call returns, until the device is done, how long it was busy: little of it, and launching is
+    the limit.
+    """
     for name in ("SD1.5", "SDXL", "Flux"):
         network = networks(device, quick)[name]()
         for pixels in (TOY_SIZE,) if quick else (256, *SIZES):
             with torch.inference_mode():
                 call = _bare(network, pixels)
                 taken = timed(call, device, 3 if quick else 20)
-                yield {"network": network.name, "pixels": pixels, "launch_s": taken.launch, "wall_s": taken.wall,
-                       "latent_bytes": network.latent(pixels).nbytes, "conditioning_bytes": network.context.nbytes,
-                       **profiled(call, device)}
+                yield {
+                    "network": network.name,
+                    "pixels": pixels,
+                    "launch_s": taken.launch,
+                    "wall_s": taken.wall,
+                    "latent_bytes": network.latent(pixels).nbytes,
+                    "conditioning_bytes": network.context.nbytes,
+                    **profiled(call, device),
+                }
 
 
 def threads(device: torch.device, quick: bool) -> Rows:
-    """n threads that each make a call at the same time on this one device, a stream each, beside n calls after one another."""
+    """n threads that each make a call at the same time on this one device, a stream each, beside n calls
+    after one another.
+    """
     for name in ("SD1.5", "Flux"):
         network = networks(device, quick)[name]()
         for pixels in (TOY_SIZE,) if quick else (512, 1024):
@@ -83,8 +107,16 @@ def threads(device: torch.device, quick: bool) -> Rows:
                 one = timed(_bare(network, pixels), device, 3 if quick else 10)
             for n in (2,) if quick else (2, 4, 8):
                 together = timed(partial(_at_once, network, pixels, n), device, 3 if quick else 10)
-                yield {"network": network.name, "pixels": pixels, "threads": n, "call_s": one.wall, "call_launch_s": one.launch,
-                       "together_s": together.wall, "together_launch_s": together.launch, "share": together.wall / (n * one.wall)}
+                yield {
+                    "network": network.name,
+                    "pixels": pixels,
+                    "threads": n,
+                    "call_s": one.wall,
+                    "call_launch_s": one.launch,
+                    "together_s": together.wall,
+                    "together_launch_s": together.launch,
+                    "share": together.wall / (n * one.wall),
+                }
 
 
 def _at_once(network: Network, pixels: int, n: int) -> None:

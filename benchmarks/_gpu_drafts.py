@@ -21,19 +21,33 @@ MODES: tuple[Mode, ...] = ("verified", "aggressive")
 
 
 def drafted(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
-    """Aggressive, so that the rounds are those of the formula: predictions of random weights say nothing of how far drafts are off."""
+    """Aggressive, so that the rounds are those of the formula: predictions of random weights say nothing of
+    how far drafts are off.
+    """
     for name, pixels in (("SD1.5", 512), ("SDXL", 1024), ("Flux", 512)):
         network = networks(device, quick)[name]()
         for steps in (10,) if quick else (28, 50):
-            one = [_run(network, TOY_SIZE if quick else pixels, steps, 1) for _ in range(2 if quick else 4)][1:]
+            one = [_run(network, TOY_SIZE if quick else pixels, steps, 1) for _ in range(2 if quick else 4)][
+                1:
+            ]
             sequential = _median(one)
             for width in (4,) if quick else (2, 4, 8):
-                many = [_run(network, TOY_SIZE if quick else pixels, steps, width) for _ in range(2 if quick else 4)][1:]
+                many = [
+                    _run(network, TOY_SIZE if quick else pixels, steps, width)
+                    for _ in range(2 if quick else 4)
+                ][1:]
                 wall = _median(many)
-                yield {"network": network.name, "pixels": TOY_SIZE if quick else pixels, "steps": steps, "width": width,
-                       "rounds": many[0]["rounds"], "sequential_s": sequential["wall_s"], "drafted_s": wall["wall_s"],
-                       "speed_up": sequential["wall_s"] / wall["wall_s"],
-                       "bookkeeping_share": (wall["outside_s"] - sequential["outside_s"]) / sequential["wall_s"]}
+                yield {
+                    "network": network.name,
+                    "pixels": TOY_SIZE if quick else pixels,
+                    "steps": steps,
+                    "width": width,
+                    "rounds": many[0]["rounds"],
+                    "sequential_s": sequential["wall_s"],
+                    "drafted_s": wall["wall_s"],
+                    "speed_up": sequential["wall_s"] / wall["wall_s"],
+                    "bookkeeping_share": (wall["outside_s"] - sequential["outside_s"]) / sequential["wall_s"],
+                }
         seen = profiled(partial(_run, network, TOY_SIZE if quick else pixels, 10, 4), device)
         if seen:
             yield {"network": network.name, "steps": 10, "width": 4, **seen}
@@ -44,7 +58,9 @@ def _median(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _run(network: Network, pixels: int, steps: int, width: int) -> dict[str, float]:
-    """One picture's wall time, and in a second run, where host and device wait for each other at every call, the time outside them."""
+    """One picture's wall time, and in a second run, where host and device wait for each other at every call,
+    the time outside them.
+    """
     import comfy.sample
     import comfy.samplers
 
@@ -54,16 +70,30 @@ def _run(network: Network, pixels: int, steps: int, width: int) -> dict[str, flo
     patcher = spread(network.patcher, "batch", width)
     rounds: list[int] = []
     inner = comfy.samplers.sampler_object("dpmpp_2m")
-    drafts = DraftRefine(inner, "aggressive", width, 1.0, on_report=lambda report: rounds.append(len(report.rounds)))
+    drafts = DraftRefine(
+        inner, "aggressive", width, 1.0, on_report=lambda report: rounds.append(len(report.rounds))
+    )
     sampler = inner if width == 1 else drafts
-    sigmas = comfy.samplers.calculate_sigmas(network.patcher.get_model_object("model_sampling"), "simple", steps)
+    sigmas = comfy.samplers.calculate_sigmas(
+        network.patcher.get_model_object("model_sampling"), "simple", steps
+    )
     latent = network.latent(pixels)
 
     def wall() -> float:
         wait(device)
         started = time.perf_counter()
-        comfy.sample.sample_custom(patcher, latent, 1.0, sampler, sigmas, network.positive, network.negative, torch.zeros_like(latent),
-                                   disable_pbar=True, seed=0)
+        comfy.sample.sample_custom(
+            patcher,
+            latent,
+            1.0,
+            sampler,
+            sigmas,
+            network.positive,
+            network.negative,
+            torch.zeros_like(latent),
+            disable_pbar=True,
+            seed=0,
+        )
         wait(device)
         return time.perf_counter() - started
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the other features do to latents outside the network, counted as in ``_gpu_passes``, to see where a kernel could matter."""
+"""What the other features do to latents outside the network, counted as in ``_gpu_passes``, to see where a
+kernel could matter.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,28 @@ from ._pretend_device import Away, booked
 
 
 def elsewhere(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
-    """One row a feature: means over what it is done for. Counts are the same on every device, so they are made on the CPU."""
-    for feature, each, work in (("stability profile", "call of the model", _measurement),
-                                ("stage one: target, loss and gradient", "update", _update),
-                                ("guidance embedding", "call of the student", _guidance)):
+    """One row a feature: means over what it is done for. Counts are the same on every device, so they are
+    made on the CPU.
+    """
+    for feature, each, work in (
+        ("stability profile", "call of the model", _measurement),
+        ("stage one: target, loss and gradient", "update", _update),
+        ("guidance embedding", "call of the student", _guidance),
+    ):
         latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
         with booked(where, latent.nbytes) as ledger:
             times = work(Away(latent))
-        yield {"feature": feature, "for each": each, **means(ledger, {*ledger.launches, *ledger.host_operations} - {NETWORK}, times)}
+        yield {
+            "feature": feature,
+            "for each": each,
+            **means(ledger, {*ledger.launches, *ledger.host_operations} - {NETWORK}, times),
+        }
 
 
 def _measurement(latent: Tensor) -> int:
-    """A profile from one probe; its calls. What is counted happens on the host, in float64, where the answers are taken."""
+    """A profile from one probe; its calls. What is counted happens on the host, in float64, where the answers
+    are taken.
+    """
     from ..stability.profile import THOROUGH, level_sigmas, measure
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -36,7 +48,9 @@ def _measurement(latent: Tensor) -> int:
 
 
 def _update(latent: Tensor) -> int:
-    """From the answers of teacher and student to the gradient that the student's backward pass begins with."""
+    """From the answers of teacher and student to the gradient that the student's backward pass begins
+    with.
+    """
     from ..students.distill import objective
 
     w, sigma = latent.new_full([1], 3.0), latent.new_full([1], 2.0)

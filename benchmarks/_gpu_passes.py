@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a drafted run does to latents outside its network: memory passes, launches and waits of the host, counted, not timed.
+"""What a drafted run does to latents outside its network: memory passes, launches and waits of the host,
+counted, not timed.
 
-Counted on a device that is not there (``_pretend_device``): the counts are the same on every machine, and for every latent that is
-larger than everything else.
+Counted on a device that is not there (``_pretend_device``): the counts are the same on every machine, and for
+every latent that is larger than everything else.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from ._pretend_device import DEVICE, Away, Ledger, booked
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK, SAMPLER, END = "network", "sampler", "once a picture"
 TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
-PLACES = {"drafts": "drafts", "findings": "findings", "_from_window": "verify and carry", "_group": "batch",
-          "_add": SAMPLER, "plan": END, "report": END}
-"""Functions of drafting/, and what the table calls them; the noises that drafts draw are those that the sampler would have drawn."""
+PLACES = {
+    "drafts": "drafts",
+    "findings": "findings",
+    "_from_window": "verify and carry",
+    "_group": "batch",
+    "_add": SAMPLER,
+    "plan": END,
+    "report": END,
+}
+"""Functions of drafting/, and what the table calls them; the noises that drafts draw are those that the
+sampler would have drawn.
+"""
 
 
 def where(frame: FrameType | None) -> str:
@@ -50,13 +60,20 @@ def stand_in_network(x: Tensor, sigma: Tensor) -> Tensor:
     return x / (1 + s * s) + 0.1 * torch.tanh(x / (1 + s))
 
 
-def count(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode = "verified") -> list[dict[str, Any]]:
-    """A row for every place, means over the rounds of a run in batches; their sum; and the same run undrafted, over as many rounds."""
+def count(
+    shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode = "verified"
+) -> list[dict[str, Any]]:
+    """A row for every place, means over the rounds of a run in batches; their sum; and the same run
+    undrafted, over as many rounds.
+    """
     rounds, drafted = run(shape, sampler, steps, width, mode)
     plain = run(shape, sampler, steps, 1, mode)[1]
     common = {"sampler": sampler, "steps": steps, "width": width, "mode": mode, "rounds": rounds}
-    rows = [{"place": place, **means(drafted, [place], rounds)} for place in dict.fromkeys((*PLACES.values(), SAMPLER, "other"))
-            if drafted.launches[place]]
+    rows = [
+        {"place": place, **means(drafted, [place], rounds)}
+        for place in dict.fromkeys((*PLACES.values(), SAMPLER, "other"))
+        if drafted.launches[place]
+    ]
     rows.append({"place": TOTAL, **means(drafted, set(drafted.launches) - {NETWORK, SAMPLER, END}, rounds)})
     rows.append({"place": UNDRAFTED, **means(plain, [SAMPLER], rounds)})
     return [{**common, **row} for row in rows]
@@ -64,11 +81,18 @@ def count(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mo
 
 def means(ledger: Ledger, places: Iterable[str], of: int) -> dict[str, float]:
     """What was booked at some places, over the number of rounds, calls or updates."""
-    kinds = {"passes": ledger.passes, "launches": ledger.launches, "waits": ledger.waits, "host_operations": ledger.host_operations}
+    kinds = {
+        "passes": ledger.passes,
+        "launches": ledger.launches,
+        "waits": ledger.waits,
+        "host_operations": ledger.host_operations,
+    }
     return {kind: sum(counter[place] for place in places) / of for kind, counter in kinds.items()}
 
 
-def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode, frozen: bool = False) -> tuple[int, Ledger]:
+def run(
+    shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode, frozen: bool = False
+) -> tuple[int, Ledger]:
     """Rounds of a run on the pretended device, and what was booked; a width of 1 is the plain sampler."""
     import comfy.samplers
 
@@ -81,7 +105,10 @@ def run(shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     if "noise_sampler" in inspect.signature(inner.sampler_function).parameters:
         generator = torch.Generator().manual_seed(1)
-        options = {**inner.extra_options, "noise_sampler": lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True)}
+        options = {
+            **inner.extra_options,
+            "noise_sampler": lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True),
+        }
         inner = comfy.samplers.KSAMPLER(inner.sampler_function, options, inner.inpaint_options)
     method = DraftRefine(inner, mode, width, 0.02, frozen, reports.append) if width > 1 else inner
     extra_args = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
@@ -101,7 +128,9 @@ def plan_seconds(sampler: str, steps: int, repeats: int) -> float:
     sigmas = comfy.samplers.calculate_sigmas(model_sampling, "karras", steps)
     model = comfy.samplers.KSamplerX0Inpaint(_Guider(model_sampling), sigmas)
     ahead = bind(inner.sampler_function, {"model_options": {}}, inner.extra_options, disable=True)
-    return timed(lambda: foretell(ahead, model, Evaluator(model, 4, 0), sigmas, 4), torch.device("cpu"), repeats).wall
+    return timed(
+        lambda: foretell(ahead, model, Evaluator(model, 4, 0), sigmas, 4), torch.device("cpu"), repeats
+    ).wall
 
 
 class _Guider:
@@ -113,7 +142,9 @@ class _Guider:
         self.conds: dict[str, list] = {}
         self.cfg = 1.0
 
-    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None
+    ) -> Tensor:
         denoised = stand_in_network(x, sigma)
         for hook in model_options.get("sampler_post_cfg_function", []):
             denoised = hook({"denoised": denoised, "uncond_denoised": denoised, "input": x})

@@ -39,7 +39,8 @@ def timed(call: Callable[[], Any], device: torch.device, repeats: int) -> Timing
 
 
 def profiled(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """What torch.profiler sees of one warm CUDA call: seconds the device was busy, kernels, and waits of the host for the device.
+    """What torch.profiler sees of one warm CUDA call: seconds the device was busy, kernels, and waits of the
+    host for the device.
 
     Empty elsewhere.
     """

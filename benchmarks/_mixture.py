@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 class Mixture:
-    """D(x, sigma) = E[x0 | x] for x0 from axis-aligned Gaussians around random centres in 64 dimensions ([B, 4, 4, 4])."""
+    """D(x, sigma) = E[x0 | x] for x0 from axis-aligned Gaussians around random centres in 64 dimensions ([B,
+    4, 4, 4]).
+    """
 
     def __init__(self, seed: int, centres: int, width: float, sampling: Any) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -19,7 +21,9 @@ class Mixture:
         self.weights = 0.3 + torch.rand(centres, generator=generator)
         self.variance = (width * (0.5 + torch.rand(centres, 64, generator=generator))) ** 2
         patcher = SimpleNamespace(get_model_object=lambda name: sampling, model=self)
-        self.inner_model = SimpleNamespace(model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling))
+        self.inner_model = SimpleNamespace(
+            model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling)
+        )
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         total = self.variance + sigma[:, None, None] ** 2

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Parallel samplers of other papers with Euler steps, written small from their descriptions, to stand in the same table."""
+"""Parallel samplers of other papers with Euler steps, written small from their descriptions, to stand in the
+same table.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ Drift = Callable[[Tensor, float], Tensor]
 
 
 def paradigms(drift: Drift, x: Tensor, sigmas: Tensor, k: int, tolerance: float) -> tuple[Tensor, int]:
-    """ParaDiGMS (Shih et al. 2023): Picard iterations on a window of k steps that slides past what has converged.
+    """ParaDiGMS (Shih et al. 2023): Picard iterations on a window of k steps that slides past what has
+    converged.
 
-    A state has converged when an iteration moves it by less than tolerance sigma (RMS). Returns (result, rounds).
+    A state has converged when an iteration moves it by less than tolerance sigma (RMS). Returns (result,
+    rounds).
     """
     values, steps = sigmas.tolist(), len(sigmas) - 1
     begin, rounds = 0, 0
@@ -27,7 +31,9 @@ def paradigms(drift: Drift, x: Tensor, sigmas: Tensor, k: int, tolerance: float)
         fresh = [states[0]]
         for j, d in enumerate(drifts, begin):
             fresh.append(fresh[-1] + (values[j + 1] - values[j]) * d)
-        moved = [float((new - old).square().mean().sqrt()) for new, old in zip(fresh[1:], states[1:], strict=False)]
+        moved = [
+            float((new - old).square().mean().sqrt()) for new, old in zip(fresh[1:], states[1:], strict=False)
+        ]
         good = 1
         while good < len(moved) and moved[good - 1] <= tolerance * max(values[begin + good], values[-2]):
             good += 1
@@ -37,7 +43,9 @@ def paradigms(drift: Drift, x: Tensor, sigmas: Tensor, k: int, tolerance: float)
 
 
 def parastep(drift: Drift, x: Tensor, sigmas: Tensor, k: int, warm_up: int = 5) -> tuple[Tensor, int]:
-    """ParaStep (Wang et al. 2025): k ranks a round; each reaches its step with the noise it predicted itself k steps earlier."""
+    """ParaStep (Wang et al. 2025): k ranks a round; each reaches its step with the noise it predicted itself
+    k steps earlier.
+    """
     values, steps = sigmas.tolist(), len(sigmas) - 1
     old: list[Tensor] = []
     rounds = i = 0

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""In a process of its own: prints the peak of memory, in bytes, of sampling or distilling. _peak_of.py WHAT TEACHER SIZE BATCH"""
+"""In a process of its own: prints the peak of memory, in bytes, of sampling or distilling. _peak_of.py WHAT
+TEACHER SIZE BATCH
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _of_process(line: str) -> int:
 
 def conditioning(model: Any, seed: int) -> list:
     generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, 77, model.model.model_config.unet_config["context_dim"], generator=generator), {}]]
+    return [
+        [torch.randn(1, 77, model.model.model_config.unet_config["context_dim"], generator=generator), {}]
+    ]
 
 
 def sample(model: Any, size: int, batch: int) -> None:
@@ -62,8 +66,17 @@ def sample(model: Any, size: int, batch: int) -> None:
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", TWICE)
     noise = torch.randn(batch, 4, size, size)
     with torch.inference_mode():
-        comfy.sample.sample_custom(model, noise, 4.0, comfy.samplers.sampler_object("euler"), sigmas, conditioning(model, 0),
-                                   conditioning(model, 1), torch.zeros_like(noise), disable_pbar=True)
+        comfy.sample.sample_custom(
+            model,
+            noise,
+            4.0,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            conditioning(model, 0),
+            conditioning(model, 1),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+        )
 
 
 def distil(model: Any, size: int, batch: int, checkpointing: bool) -> None:
@@ -74,8 +87,15 @@ def distil(model: Any, size: int, batch: int, checkpointing: bool) -> None:
     from dizzydiff.students.guidance import GuidanceInput
 
     plan = Plan(updates=TWICE, batch=batch)
-    distilled = Distilled(trainable(model), [conditioning(model, 0)], conditioning(model, 1), (4, size, size),
-                          GuidanceInput(256, 1.0, plan.scales), plan.rank, plan.seed)
+    distilled = Distilled(
+        trainable(model),
+        [conditioning(model, 0)],
+        conditioning(model, 1),
+        (4, size, size),
+        GuidanceInput(256, 1.0, plan.scales),
+        plan.rank,
+        plan.seed,
+    )
     with torch.enable_grad(), distilled.training(checkpointing):
         Training(distilled, [Planned(Guidance(distilled.world(plan.scales), steps=2), TWICE)], plan).run()
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A device that is not there: its tensors live in the host's memory, follow the rules of a GPU's, and every operation is booked.
+"""A device that is not there: its tensors live in the host's memory, follow the rules of a GPU's, and every
+operation is booked.
 
-What a GPU would be asked to do can be counted on any machine: kernels launched, times the host waits for the device. And code that
-would fail on a GPU, because it mixes tensors of two devices, fails here.
+What a GPU would be asked to do can be counted on any machine: kernels launched, times the host waits for the
+device. And code that would fail on a GPU, because it mixes tensors of two devices, fails here.
 """
 
 from __future__ import annotations
@@ -28,8 +29,17 @@ READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal)
 COPIES = (aten.copy_, aten._to_copy)
 MIXES = (*COPIES, aten.index, aten.index_put, aten.index_put_)
 """Operations that take tensors of the host beside the device's."""
-SHAPES_ONLY = (aten.new_full, aten.new_empty, aten.new_zeros, aten.new_ones, aten.zeros_like, aten.ones_like, aten.empty_like,
-               aten.full_like, aten.randn_like)
+SHAPES_ONLY = (
+    aten.new_full,
+    aten.new_empty,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.empty_like,
+    aten.full_like,
+    aten.randn_like,
+)
 """Operations that take only the shape of their input."""
 FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray)
 """Functions that PyTorch fills below the level where a mode sees them."""
@@ -44,7 +54,13 @@ class Away(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> Away:
         away: Away = Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=DEVICE)
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+        )
         away.held = held
         return away
 
@@ -67,27 +83,42 @@ class Ledger(TorchDispatchMode):
         """Latents read and written by operations on whole latents."""
         self.host_operations: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs, operation, place = kwargs or {}, func.overloadpacket, self._place(sys._getframe(1))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         away = {id(tensor.held): tensor for tensor in given if isinstance(tensor, Away)}
         wanted = kwargs.get("device")
-        to_device = torch.device(wanted) == DEVICE if wanted is not None else bool(away) and operation not in READS[:1]
+        to_device = (
+            torch.device(wanted) == DEVICE
+            if wanted is not None
+            else bool(away) and operation not in READS[:1]
+        )
         _refuse_mixtures(operation, given)
         if wanted is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        result = func(*tree_map_only(Away, lambda tensor: tensor.held, args), **tree_map_only(Away, lambda tensor: tensor.held, kwargs))
+        result = func(
+            *tree_map_only(Away, lambda tensor: tensor.held, args),
+            **tree_map_only(Away, lambda tensor: tensor.held, kwargs),
+        )
         if to_device:
-            result = tree_map_only(Tensor, lambda made: away[id(made)] if id(made) in away else Away(made), result)
+            result = tree_map_only(
+                Tensor, lambda made: away[id(made)] if id(made) in away else Away(made), result
+            )
         if away or to_device:
             self._book(func, place, args, kwargs, given, result)
         elif not func.is_view:
             self.host_operations[place] += 1
         return result
 
-    def _book(self, func: Any, place: str, args: tuple, kwargs: dict[str, Any], given: list[Tensor], result: Any) -> None:
+    def _book(
+        self, func: Any, place: str, args: tuple, kwargs: dict[str, Any], given: list[Tensor], result: Any
+    ) -> None:
         operation = func.overloadpacket
-        crosses = operation in COPIES and len({isinstance(t, Away) for t in (*given, *tree_leaves(result))}) == 2
+        crosses = (
+            operation in COPIES and len({isinstance(t, Away) for t in (*given, *tree_leaves(result))}) == 2
+        )
         blocks = crosses and not (kwargs.get("non_blocking") or (args[2:] and args[2]))
         chooses = operation is aten.index and any(t.dtype == torch.bool for t in given[1:])
         if operation in READS or blocks or chooses:
@@ -101,19 +132,32 @@ class Ledger(TorchDispatchMode):
 
 def _refuse_mixtures(operation: Any, given: list[Tensor]) -> None:
     """What CUDA allows: beside the device's tensors, of the host's only those with no dimension."""
-    away, strangers = (any(isinstance(tensor, Away) is each and (each or tensor.ndim) for tensor in given) for each in (True, False))
+    away, strangers = (
+        any(isinstance(tensor, Away) is each and (each or tensor.ndim) for tensor in given)
+        for each in (True, False)
+    )
     if away and strangers and operation not in MIXES:
-        raise RuntimeError(f"Expected all tensors to be on the same device, but {operation} got {DEVICE} and cpu.")
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but {operation} got {DEVICE} and cpu."
+        )
 
 
 class _Factories(TorchFunctionMode):
-    """Copies what is filled from values on the host, or turned into them, as PyTorch does below the reach of modes."""
+    """Copies what is filled from values on the host, or turned into them, as PyTorch does below the reach of
+    modes.
+    """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.tolist and isinstance(args[0], Away):
             return args[0].cpu().tolist()
-        if func in FROM_VALUES and kwargs.get("device") is not None and torch.device(kwargs["device"]) == DEVICE:
+        if (
+            func in FROM_VALUES
+            and kwargs.get("device") is not None
+            and torch.device(kwargs["device"]) == DEVICE
+        ):
             numbers = tree_map_only(Away, lambda tensor: tensor.item() if tensor.ndim == 0 else tensor, args)
             return func(*numbers, **{**kwargs, "device": None}).to(DEVICE)
         return func(*args, **kwargs)

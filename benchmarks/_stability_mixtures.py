@@ -31,12 +31,16 @@ class Case:
 
 
 def mixture_cases(seeds: int) -> Iterable[Case]:
-    """Three kinds, and of each kind another of other size, weights and width; one of them as a flow with shift 3."""
+    """Three kinds, and of each kind another of other size, weights and width; one of them as a flow with
+    shift 3.
+    """
     g = torch.Generator().manual_seed(0)
     yield mixture_case("modes", modes(g, 20, 64), 0.3, seeds)
     yield mixture_case("curve", curve(g, 300, 256, 8), 0.05, seeds)
     yield mixture_case("tree", tree(g, 6, 128), 0.1, seeds)
-    yield mixture_case("modes, held out", modes(g, 50, 96) * torch.linspace(0.3, 1.5, 96, dtype=torch.float64), 0.2, seeds)
+    yield mixture_case(
+        "modes, held out", modes(g, 50, 96) * torch.linspace(0.3, 1.5, 96, dtype=torch.float64), 0.2, seeds
+    )
     yield mixture_case("curve, held out", curve(g, 240, 96, 5), 0.1, seeds)
     yield mixture_case("tree, held out", tree(g, 4, 160), 0.15, seeds)
     yield mixture_case("tree, held out, flow", tree(g, 5, 96), 0.1, seeds, of_flow=True)
@@ -68,7 +72,9 @@ def tree(g: torch.Generator, branches: int, d: int) -> Tensor:
 def mixture_case(name: str, means: Tensor, std: float, seeds: int, of_flow: bool = False) -> Case:
     from comfy import model_sampling as core
 
-    kinds: tuple[type, type] = (core.ModelSamplingDiscreteFlow, core.CONST) if of_flow else (core.ModelSamplingDiscrete, core.EPS)
+    kinds: tuple[type, type] = (
+        (core.ModelSamplingDiscreteFlow, core.CONST) if of_flow else (core.ModelSamplingDiscrete, core.EPS)
+    )
     sampling: Any = type("Sampling", kinds, {})()
     if of_flow:
         sampling.set_parameters(shift=3.0)
@@ -84,10 +90,19 @@ def mixture_case(name: str, means: Tensor, std: float, seeds: int, of_flow: bool
 
     def profile(effort: Effort) -> Profile:
         levels = level_sigmas(sigma_max, sigma_min, effort.levels, of_flow)
-        return measure(denoise, noise(effort.probes, CALIBRATION_SEED), levels, effort.directions, of_flow, lambda made, of: None)
+        return measure(
+            denoise,
+            noise(effort.probes, CALIBRATION_SEED),
+            levels,
+            effort.directions,
+            of_flow,
+            lambda made, of: None,
+        )
 
     def ends(grid: Tensor, solver: str) -> Tensor:
-        return core_sample(lambda x, sigma, **_: denoise(x, float(sigma[0])), noise(seeds, SEED), grid, solver, {})
+        return core_sample(
+            lambda x, sigma, **_: denoise(x, float(sigma[0])), noise(seeds, SEED), grid, solver, {}
+        )
 
     def judge(ends: Tensor, reference: Tensor) -> dict[str, float]:
         mine, theirs = (torch.cdist(x, means).argmin(1) for x in (ends, reference))
@@ -96,9 +111,13 @@ def mixture_case(name: str, means: Tensor, std: float, seeds: int, of_flow: bool
     return Case(name, sampling, functools.cache(profile), ends, judge, mixture.bound)
 
 
-def core_sample(model: Callable[..., Tensor], x: Tensor, grid: Tensor, solver: str, extra_args: dict[str, Any]) -> Tensor:
+def core_sample(
+    model: Callable[..., Tensor], x: Tensor, grid: Tensor, solver: str, extra_args: dict[str, Any]
+) -> Tensor:
     """ComfyUI's own sampler."""
     from comfy.samplers import sampler_object
 
     sampler = sampler_object(solver)
-    return sampler.sampler_function(model, x, grid.to(x), extra_args=extra_args, disable=True, **sampler.extra_options)
+    return sampler.sampler_function(
+        model, x, grid.to(x), extra_args=extra_args, disable=True, **sampler.extra_options
+    )

@@ -24,7 +24,9 @@ GUIDANCE = 4.0
 
 
 def picture_cases(quick: bool) -> Iterable[Case]:
-    """Teacher at CFG 1, 4 and 8, and student at g = 4; measured with one prompt, compared on as many others as there are seeds."""
+    """Teacher at CFG 1, 4 and 8, and student at g = 4; measured with one prompt, compared on as many others
+    as there are seeds.
+    """
     seeds = 16 if quick else 64
     for cfg in (GUIDANCE,) if quick else (1.0, 4.0, 8.0):
         yield picture_case("teacher", cfg, seeds)
@@ -54,13 +56,28 @@ def picture_case(folder: str, cfg: float, seeds: int) -> Case:
     def profile(effort: Effort) -> Profile:
         prompt = condition([str(test_captions(CALIBRATION_SEED, 2, (2,))[0])])
         latent = {"samples": torch.zeros(effort.probes, *LATENT)}
-        return measure_model(Subject(model, prompt, empty, cfg, latent, CALIBRATION_SEED), effort, lambda made, of: None)
+        return measure_model(
+            Subject(model, prompt, empty, cfg, latent, CALIBRATION_SEED), effort, lambda made, of: None
+        )
 
     def ends(grid: Tensor, solver: str) -> Tensor:
-        return torch.cat([
-            comfy.sample.sample_custom(model, some, cfg, sampler_object(solver), grid.float(), [[context, {"guidance": GUIDANCE}]], empty,
-                                       torch.zeros_like(some), disable_pbar=True, seed=SEED)
-            for some, context in zip(noise.split(BATCH), positives.split(BATCH), strict=True)])
+        return torch.cat(
+            [
+                comfy.sample.sample_custom(
+                    model,
+                    some,
+                    cfg,
+                    sampler_object(solver),
+                    grid.float(),
+                    [[context, {"guidance": GUIDANCE}]],
+                    empty,
+                    torch.zeros_like(some),
+                    disable_pbar=True,
+                    seed=SEED,
+                )
+                for some, context in zip(noise.split(BATCH), positives.split(BATCH), strict=True)
+            ]
+        )
 
     def judge(ends: Tensor, reference: Tensor) -> dict[str, float]:
         if not references:

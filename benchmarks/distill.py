@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Students distilled from the embedded teacher: prediction error and prompt accuracy over g (stage one), accuracy over steps and g
-(stage two), the cost of a picture, and the speed of training beside a plain diffusers LoRA loop. Accuracy is the reader's, percent."""
+"""Students distilled from the embedded teacher: prediction error and prompt accuracy over g (stage one),
+accuracy over steps and g (stage two), the cost of a picture, and the speed of training beside a plain
+diffusers LoRA loop. Accuracy is the reader's, percent."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ class Subject:
         self.teacher, self.encode = self.embedded.teacher, self.embedded.encode
         self.prompts = student.captions(effort.prompts)
         self.captions = test_captions(SEED + 1, effort.captions, (1, 2))
-        self.noise = torch.randn(effort.captions, *student.LATENT, generator=torch.Generator().manual_seed(SEED))
+        self.noise = torch.randn(
+            effort.captions, *student.LATENT, generator=torch.Generator().manual_seed(SEED)
+        )
         self.context = torch.cat([self.encode(str(caption))[0][0] for caption in self.captions])
 
     def job(self, file: Path, **changes: Any) -> Any:
@@ -66,9 +69,18 @@ class Subject:
 
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
         noise = self.noise[rows]
-        return comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.sampler_object("euler"), sigmas,
-                                          [[self.context[rows], {"guidance": g}]], self.encode(""), torch.zeros_like(noise),
-                                          disable_pbar=True, seed=SEED)
+        return comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            [[self.context[rows], {"guidance": g}]],
+            self.encode(""),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=SEED,
+        )
 
     def accuracy(self, latents: Tensor) -> float:
         from ..tiny import reader
@@ -78,15 +90,21 @@ class Subject:
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "picture" and "training"."""
+    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "picture" and
+    "training".
+    """
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT)
     effort = QUICK if quick else FULL
     subject = Subject(effort)
     students = trained(subject)
-    return [*stage_one(subject, students[0]), *stage_two(subject, students), cost_of_a_picture(subject, students[0]),
-            training_speed(subject)]
+    return [
+        *stage_one(subject, students[0]),
+        *stage_two(subject, students),
+        cost_of_a_picture(subject, students[0]),
+        training_speed(subject),
+    ]
 
 
 def trained(subject: Subject) -> list[Any]:
@@ -103,24 +121,43 @@ def trained(subject: Subject) -> list[Any]:
 
     effort = subject.effort
     with tempfile.TemporaryDirectory() as folder:
-        distil(subject.job(Path(folder) / "student.safetensors", updates=effort.updates, steps=effort.steps,
-                           step_updates=effort.step_updates), keep)
+        distil(
+            subject.job(
+                Path(folder) / "student.safetensors",
+                updates=effort.updates,
+                steps=effort.steps,
+                step_updates=effort.step_updates,
+            ),
+            keep,
+        )
     return [native.student_of(subject.teacher, each, "student") for each in adapters]
 
 
 def stage_one(subject: Subject, student: Any) -> list[dict[str, Any]]:
-    """Relative error of D along the teacher's 50-step trajectories, and accuracy. 0 % error at g = 1 would be the teacher itself."""
+    """Relative error of D along the teacher's 50-step trajectories, and accuracy. 0 % error at g = 1 would be
+    the teacher itself.
+    """
     rows = []
     for g in SCALES:
         guided = subject.sampled(subject.teacher, g, g, 50)
-        rows.append({"kind": "stage one", "g": g, "steps": 50, "relative_error": prediction_error(subject, student, g),
-                     "untrained_error": prediction_error(subject, subject.teacher, g), "teacher": subject.accuracy(guided),
-                     "student": subject.accuracy(subject.sampled(student, g, 1.0, 50))})
+        rows.append(
+            {
+                "kind": "stage one",
+                "g": g,
+                "steps": 50,
+                "relative_error": prediction_error(subject, student, g),
+                "untrained_error": prediction_error(subject, subject.teacher, g),
+                "teacher": subject.accuracy(guided),
+                "student": subject.accuracy(subject.sampled(student, g, 1.0, 50)),
+            }
+        )
     return rows
 
 
 def prediction_error(subject: Subject, student: Any, g: float) -> float:
-    """RMS(D_student - D_teacher) / RMS(D_teacher), mean over ten noise levels of the teacher's trajectory, at most 32 rows."""
+    """RMS(D_student - D_teacher) / RMS(D_teacher), mean over ten noise levels of the teacher's trajectory, at
+    most 32 rows.
+    """
     import comfy.sample
     import comfy.samplers
 
@@ -130,8 +167,18 @@ def prediction_error(subject: Subject, student: Any, g: float) -> float:
     visited: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def sample(model: Any, cfg: float, function: Any, sigmas: Tensor, options: dict) -> Tensor:
-        return comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.KSAMPLER(function), sigmas, [[context, options]], empty,
-                                          torch.zeros_like(noise), disable_pbar=True, seed=SEED)
+        return comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            comfy.samplers.KSAMPLER(function),
+            sigmas,
+            [[context, options]],
+            empty,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=SEED,
+        )
 
     def walk(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
         for i, (sigma, below) in enumerate(itertools.pairwise(sigmas)):
@@ -143,7 +190,9 @@ def prediction_error(subject: Subject, student: Any, g: float) -> float:
 
     errors: list[float] = []
 
-    def compare(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
+    def compare(
+        model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool
+    ) -> Tensor:
         for state, sigma, target in visited:
             difference = model(state, sigma.expand(len(state)), **extra_args) - target
             errors.append((difference.square().mean() / target.square().mean()).sqrt().item())
@@ -160,14 +209,23 @@ def stage_two(subject: Subject, students: list[Any]) -> list[dict[str, Any]]:
     for i, student in enumerate(students[1:]):
         steps = 8 >> i
         for g in SCALES:
-            rows.append({"kind": "stage two", "g": g, "steps": steps,
-                         "teacher": subject.accuracy(subject.sampled(subject.teacher, g, g, steps)),
-                         "student": subject.accuracy(subject.sampled(student, g, 1.0, steps))})
+            rows.append(
+                {
+                    "kind": "stage two",
+                    "g": g,
+                    "steps": steps,
+                    "teacher": subject.accuracy(subject.sampled(subject.teacher, g, g, steps)),
+                    "student": subject.accuracy(subject.sampled(student, g, 1.0, steps)),
+                }
+            )
     return rows
 
 
 def cost_of_a_picture(subject: Subject, student: Any) -> dict[str, Any]:
-    """Seconds of four pictures: 4 steps with one pass, and the teacher's 50 with two; the second run of each."""
+    """Seconds of four pictures: 4 steps with one pass, and the teacher's 50 with two; the second run of
+    each.
+    """
+
     def seconds(model: Any, cfg: float, steps: int) -> float:
         for _ in range(2):
             started = time.perf_counter()
@@ -179,13 +237,20 @@ def cost_of_a_picture(subject: Subject, student: Any) -> dict[str, Any]:
 
 
 def training_speed(subject: Subject) -> dict[str, Any]:
-    """Mean seconds of an update, the making of states included, beside a hand-written loop on diffusers' UNet, one after the other.
+    """Mean seconds of an update, the making of states included, beside a hand-written loop on diffusers'
+    UNet, one after the other.
 
-    The loop does the least that stage one can: two passes of the teacher, one of the student, LoRA on every linear layer and
-    convolution, AdamW, and random states that cost nothing.
+    The loop does the least that stage one can: two passes of the teacher, one of the student, LoRA on every
+    linear layer and convolution, AdamW, and random states that cost nothing.
     """
     engine, loop = engine_seconds(subject), plain_seconds(subject.effort)
-    return {"kind": "training", "batch": subject.effort.batch, "update_s": engine, "diffusers_loop_s": loop, "speed": loop / engine}
+    return {
+        "kind": "training",
+        "batch": subject.effort.batch,
+        "update_s": engine,
+        "diffusers_loop_s": loop,
+        "speed": loop / engine,
+    }
 
 
 def engine_seconds(subject: Subject) -> float:
@@ -211,8 +276,10 @@ def plain_seconds(effort: Effort) -> float:
 
     from ..tiny.student import LATENT
 
-    teacher, student = (UNet2DConditionModel.from_pretrained(TINY / part, torch_dtype=torch.float32).requires_grad_(False)
-                        for part in ("teacher", "unet"))
+    teacher, student = (
+        UNet2DConditionModel.from_pretrained(TINY / part, torch_dtype=torch.float32).requires_grad_(False)
+        for part in ("teacher", "unet")
+    )
     parameters = plain_lora(student, 16)
     optimiser = torch.optim.AdamW(parameters, 1e-3)
     times = []
@@ -221,7 +288,12 @@ def plain_seconds(effort: Effort) -> float:
         x, t = torch.randn(effort.batch, *LATENT), torch.randint(1000, (effort.batch,))
         context = torch.randn(effort.batch, 77, 64)
         with torch.no_grad():
-            both = teacher(torch.cat([x, x]), torch.cat([t, t]), torch.cat([context, torch.zeros_like(context)]), return_dict=False)[0]
+            both = teacher(
+                torch.cat([x, x]),
+                torch.cat([t, t]),
+                torch.cat([context, torch.zeros_like(context)]),
+                return_dict=False,
+            )[0]
             conditional, unconditional = both.chunk(2)
         answer = student(x, t, context, timestep_cond=torch.randn(effort.batch, 256), return_dict=False)[0]
         (answer - (4 * conditional - 3 * unconditional)).square().mean().backward()
@@ -237,14 +309,26 @@ def plain_lora(network: torch.nn.Module, rank: int) -> list[torch.nn.Parameter]:
     for module in list(network.modules()):
         if isinstance(module, torch.nn.Linear):
             pair: tuple[torch.nn.Module, torch.nn.Module] = (
-                torch.nn.Linear(module.in_features, rank, bias=False), torch.nn.Linear(rank, module.out_features, bias=False))
+                torch.nn.Linear(module.in_features, rank, bias=False),
+                torch.nn.Linear(rank, module.out_features, bias=False),
+            )
         elif isinstance(module, torch.nn.Conv2d):
-            down: Any = {"kernel_size": module.kernel_size, "stride": module.stride, "padding": module.padding, "bias": False}
-            pair = (torch.nn.Conv2d(module.in_channels, rank, **down), torch.nn.Conv2d(rank, module.out_channels, 1, bias=False))
+            down: Any = {
+                "kernel_size": module.kernel_size,
+                "stride": module.stride,
+                "padding": module.padding,
+                "bias": False,
+            }
+            pair = (
+                torch.nn.Conv2d(module.in_channels, rank, **down),
+                torch.nn.Conv2d(rank, module.out_channels, 1, bias=False),
+            )
         else:
             continue
         torch.nn.init.zeros_(pair[1].weight)  # type: ignore[arg-type]
-        module.register_forward_hook(lambda _, inputs, output, pair=pair: output + pair[1](pair[0](inputs[0])))
+        module.register_forward_hook(
+            lambda _, inputs, output, pair=pair: output + pair[1](pair[0](inputs[0]))
+        )
         parameters += [*pair[0].parameters(), *pair[1].parameters()]
     return parameters
 
@@ -253,14 +337,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Accuracy, percent, in Markdown."""
     one = [row for row in rows if row["kind"] == "stage one"]
     two = [row for row in rows if row["kind"] == "stage two"]
-    lines = ["| g | error of D | before training | teacher, 50 steps | student, 50 steps |", "|---|---|---|---|---|"]
-    lines += [f"| {r['g']} | {100 * r['relative_error']:.1f} % | {100 * r['untrained_error']:.1f} % "
-              f"| {r['teacher']:.0f} | {r['student']:.0f} |" for r in one]
-    lines += ["", "| steps | " + " | ".join(f"g = {g}" for g in SCALES) + " |", "|---" * (1 + len(SCALES)) + "|"]
+    lines = [
+        "| g | error of D | before training | teacher, 50 steps | student, 50 steps |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['g']} | {100 * r['relative_error']:.1f} % | {100 * r['untrained_error']:.1f} % "
+        f"| {r['teacher']:.0f} | {r['student']:.0f} |"
+        for r in one
+    ]
+    lines += [
+        "",
+        "| steps | " + " | ".join(f"g = {g}" for g in SCALES) + " |",
+        "|---" * (1 + len(SCALES)) + "|",
+    ]
     for steps in sorted({row["steps"] for row in two}, reverse=True):
         cells = [f"{r['student']:.0f} (teacher {r['teacher']:.0f})" for r in two if r["steps"] == steps]
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
     picture, speed = (next(row for row in rows if row["kind"] == kind) for kind in ("picture", "training"))
-    lines += ["", f"A picture of the student in 4 steps costs {picture['share']:.3f} of the teacher's in 50 with CFG; an update takes "
-              f"{speed['update_s']:.2f} s, and {speed['diffusers_loop_s']:.2f} s in the plain loop (speed {speed['speed']:.2f})."]
+    lines += [
+        "",
+        f"A picture of the student in 4 steps costs {picture['share']:.3f} of the teacher's in 50 with CFG; "
+        f"an update takes "
+        f"{speed['update_s']:.2f} s, and {speed['diffusers_loop_s']:.2f} s in the plain loop (speed "
+        f"{speed['speed']:.2f}).",
+    ]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One student in one step beside four of half its rank that share the prompts: accuracy on the embedded teacher by the reader, percent.
+"""One student in one step beside four of half its rank that share the prompts: accuracy on the embedded
+teacher by the reader, percent.
 
-All are trained in the same number of updates, far fewer than in ``distill``. The bar: four are at least as good as one.
+All are trained in the same number of updates, far fewer than in ``distill``. The bar: four are at least as
+good as one.
 """
 
 from __future__ import annotations
@@ -31,8 +33,17 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "students.safetensors"
-        one = native.student_of(subject.teacher, distil(job(Path(folder) / "one.safetensors", RANK)).adapter, "student")
+        one = native.student_of(
+            subject.teacher, distil(job(Path(folder) / "one.safetensors", RANK)).adapter, "student"
+        )
         manifest, _ = several.distil_several(job(path, RANK // 2), SHARING)
         four = routing.students_of(subject.teacher, manifest, several.loader(path, manifest), "students")
-        return [{"g": g, "steps": 1, "one_student": subject.accuracy(subject.sampled(one, g, 1.0, 1)),
-                 "four_students": subject.accuracy(subject.sampled(four, g, 1.0, 1))} for g in SCALES]
+        return [
+            {
+                "g": g,
+                "steps": 1,
+                "one_student": subject.accuracy(subject.sampled(one, g, 1.0, 1)),
+                "four_students": subject.accuracy(subject.sampled(four, g, 1.0, 1)),
+            }
+            for g in SCALES
+        ]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every sampler of ComfyUI with verified drafts at the node's default tolerance: rounds and deviation, or why it is not drafted."""
+"""Every sampler of ComfyUI with verified drafts at the node's default tolerance: rounds and deviation, or why
+it is not drafted.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ def run(quick: bool) -> list[dict[str, Any]]:
     logging.getLogger("dizzydiff").addHandler(reasons)
     with torch.inference_mode():
         models = [subject for subject in subjects(teacher=False) if subject.name != "mixture B"]
-        return [measure(subject, name, 4 if quick else 16, reasons) for subject in models for name in comfy.samplers.SAMPLER_NAMES]
+        return [
+            measure(subject, name, 4 if quick else 16, reasons)
+            for subject in models
+            for name in comfy.samplers.SAMPLER_NAMES
+        ]
 
 
 def measure(subject: Subject, name: str, seeds: int, reasons: Reasons) -> dict[str, Any]:
@@ -59,8 +65,20 @@ def measure(subject: Subject, name: str, seeds: int, reasons: Reasons) -> dict[s
         off += relative_rms(subject.sample(sampler, sigmas, [seed]), subject.sample(inner, sigmas, [seed]))
         if not reports:
             return {"model": subject.name, "sampler": name, "drafted": False, "why": reasons.said[-1]}
-    answered = [sum(state.accepted is not False and (i == 0 or state.accepted is not None) for states in report.rounds
-                    for i, state in enumerate(states)) for report in reports]
-    return {"model": subject.name, "sampler": name, "drafted": True, "predictions": answered[0],
-            "rounds": statistics.mean(len(report.rounds) for report in reports), "deviation_median": statistics.median(off),
-            "deviation_max": max(off)}
+    answered = [
+        sum(
+            state.accepted is not False and (i == 0 or state.accepted is not None)
+            for states in report.rounds
+            for i, state in enumerate(states)
+        )
+        for report in reports
+    ]
+    return {
+        "model": subject.name,
+        "sampler": name,
+        "drafted": True,
+        "predictions": answered[0],
+        "rounds": statistics.mean(len(report.rounds) for report in reports),
+        "deviation_median": statistics.median(off),
+        "deviation_max": max(off),
+    }

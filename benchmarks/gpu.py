@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The speed of the whole on one GPU, with random weights of real sizes. Without a GPU, use --quick: toy sizes on the CPU.
+"""The speed of the whole on one GPU, with random weights of real sizes. Without a GPU, use --quick: toy sizes
+on the CPU.
 
-Parts, each cut off after 8 minutes; the environment variable DIZZYDIFF_GPU_PARTS names those to run ("batches, kernels").
+Parts, each cut off after 8 minutes; the environment variable DIZZYDIFF_GPU_PARTS names those to run
+("batches, kernels").
 """
 
 from __future__ import annotations
@@ -35,14 +37,19 @@ def run(quick: bool) -> list[dict[str, Any]]:
     device = torch.device("cpu" if on_cpu else "cuda:0")
     name = "CPU" if on_cpu else torch.cuda.get_device_name(device)
     if on_cpu and not quick:
-        raise SystemExit("This machine has no CUDA device. With --quick the script runs at toy sizes on the CPU, to show that it works.")
+        raise SystemExit(
+            "This machine has no CUDA device. With --quick the script runs at toy sizes on the CPU, to show "
+            "that it works."
+        )
     return list(measured(parts(), device, name, quick, time.perf_counter))
 
 
 def measured(
     parts: Mapping[str, Part], device: torch.device, name: str, quick: bool, clock: Callable[[], float]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of each part until its time is over. A part that fails costs its own rows: what it had, and a row that says why."""
+    """The rows of each part until its time is over. A part that fails costs its own rows: what it had, and a
+    row that says why.
+    """
     for part, measure in parts.items():
         started, common = clock(), {"part": part, "device": name, **({"toy": True} if quick else {})}
         try:
@@ -62,9 +69,15 @@ def parts() -> dict[str, Part]:
     from . import _gpu_calls, _gpu_drafts, _gpu_elsewhere, _gpu_kernels
 
     every: dict[str, Part] = {
-        "passes": _gpu_drafts.passes, "plans": _gpu_drafts.plans, "elsewhere": _gpu_elsewhere.elsewhere, "kernels": _gpu_kernels.kernels,
-        "student step": _gpu_calls.student_step, "launches": _gpu_calls.launches, "batches": _gpu_calls.batches,
-        "threads": _gpu_calls.threads, "drafted": _gpu_drafts.drafted,
+        "passes": _gpu_drafts.passes,
+        "plans": _gpu_drafts.plans,
+        "elsewhere": _gpu_elsewhere.elsewhere,
+        "kernels": _gpu_kernels.kernels,
+        "student step": _gpu_calls.student_step,
+        "launches": _gpu_calls.launches,
+        "batches": _gpu_calls.batches,
+        "threads": _gpu_calls.threads,
+        "drafted": _gpu_drafts.drafted,
         "import": import_time,
     }
     wanted = [name.strip() for name in os.environ.get(WANTED, "").split(",") if name.strip()]
@@ -90,8 +103,16 @@ extension = asyncio.run(sys.modules["dizzydiff"].comfy_entrypoint())
 asyncio.run(extension.get_node_list())
 print(time.perf_counter() - started, time.process_time() - used)
 """
-    runs = [subprocess.run([sys.executable, "-P", "-c", script], env=environment(), capture_output=True, text=True, check=True).stdout
-            for _ in range(1 if quick else 5)]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-P", "-c", script],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(1 if quick else 5)
+    ]
     wall, cpu = (min(float(out.split()[which]) for out in runs) for which in (-2, -1))
     yield {"pack_import_s": wall, "pack_import_cpu_s": cpu}
 
@@ -99,7 +120,9 @@ print(time.perf_counter() - started, time.process_time() - used)
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """All columns of all parts, empty where a row has none."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

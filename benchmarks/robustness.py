@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Random prompts against a real server: valid ones run, invalid ones are refused by name, interruptions leave it as it was.
+"""Random prompts against a real server: valid ones run, invalid ones are refused by name, interruptions leave
+it as it was.
 
-Bars: the server never dies; every valid prompt succeeds; every invalid one gets an error that names its input; memory after
-equals memory before within 5 %. Prompts are drawn by hypothesis from what /object_info says of the pack's nodes.
+Bars: the server never dies; every valid prompt succeeds; every invalid one gets an error that names its
+input; memory after equals memory before within 5 %. Prompts are drawn by hypothesis from what /object_info
+says of the pack's nodes.
 """
 
 from __future__ import annotations
@@ -29,9 +31,17 @@ Graph = dict[str, dict[str, Any]]
 Info = Mapping[str, Any]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
-CHEAP = {"steps": (1, 4), "levels": (8, 10), "probes": (1, 2), "batch_size": (1, 2), "denoise": (0.25, 1.0),
-         "seed": (0, 2**64 - 2)}
-"""Ranges that keep one prompt short, inside those of the nodes. Some of core's samplers add 1 to the largest seed, and fail."""
+CHEAP = {
+    "steps": (1, 4),
+    "levels": (8, 10),
+    "probes": (1, 2),
+    "batch_size": (1, 2),
+    "denoise": (0.25, 1.0),
+    "seed": (0, 2**64 - 2),
+}
+"""Ranges that keep one prompt short, inside those of the nodes. Some of core's samplers add 1 to the largest
+seed, and fail.
+"""
 CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
     "EmptyLatentImage": {"width": [64, 70], "height": [64]},
     "CLIPTextEncode": {"text": ["a red circle on white", ""]},
@@ -71,15 +81,25 @@ class Outcome:
     failures: Counter[str] = field(default_factory=Counter)
 
     def row(self, name: str) -> dict[str, Any]:
-        return {"attack": name, "prompts": self.prompts, "as it should": self.succeeded, "interrupted": self.interrupted,
-                "seconds": self.seconds, "failures": dict(self.failures)}
+        return {
+            "attack": name,
+            "prompts": self.prompts,
+            "as it should": self.succeeded,
+            "interrupted": self.interrupted,
+            "seconds": self.seconds,
+            "failures": dict(self.failures),
+        }
 
 
 def described(server: Server) -> Info:
     """What /object_info says of the nodes that prompts are made of."""
     told = server.request("/object_info")
     others = {*SINKS.values(), *(kind for sources in SOURCES.values() for kind, _ in sources)}
-    return {kind: node for kind, node in told.items() if kind in others or (kind.startswith("DizzyDiff") and kind != TRAINING)}
+    return {
+        kind: node
+        for kind, node in told.items()
+        if kind in others or (kind.startswith("DizzyDiff") and kind != TRAINING)
+    }
 
 
 def sockets(info: Info, kind: str) -> dict[str, list[Any]]:
@@ -106,7 +126,9 @@ def value(draw: Draw, kind: str, name: str, socket: list[Any]) -> Any:
         return draw(st.sampled_from([option for option in options(socket) if option != ENDLESS]))
     low, high = socket[1]["min"], socket[1]["max"]
     low, high = CHEAP.get(name, (low, high))
-    return draw(st.integers(int(low), int(high))) if socket[0] == "INT" else draw(st.floats(low, high, width=32))
+    return (
+        draw(st.integers(int(low), int(high))) if socket[0] == "INT" else draw(st.floats(low, high, width=32))
+    )
 
 
 def add(draw: Draw, info: Info, graph: Graph, kind: str, depth: int, **given_inputs: Any) -> str:
@@ -143,10 +165,17 @@ def valid(draw: Draw, info: Info) -> Graph:
 def invalid(draw: Draw, info: Info) -> tuple[Graph, str, str]:
     """A graph with one wrong input at a node of the pack: (graph, id of the node, name of the input)."""
     graph = draw(valid(info))
-    places = [(key, name, socket) for key, node in graph.items() if node["class_type"].startswith("DizzyDiff")
-              for name, socket in sockets(info, node["class_type"]).items()]
+    places = [
+        (key, name, socket)
+        for key, node in graph.items()
+        if node["class_type"].startswith("DizzyDiff")
+        for name, socket in sockets(info, node["class_type"]).items()
+    ]
     key, name, socket = draw(st.sampled_from(places))
-    inputs, required = graph[key]["inputs"], name in info[graph[key]["class_type"]]["input"].get("required", {})
+    inputs, required = (
+        graph[key]["inputs"],
+        name in info[graph[key]["class_type"]]["input"].get("required", {}),
+    )
     if required and draw(st.integers(0, 4)) == 0:
         del inputs[name]
     elif not is_widget(socket):
@@ -157,7 +186,13 @@ def invalid(draw: Draw, info: Info) -> tuple[Graph, str, str]:
     elif socket[0] in ("INT", "FLOAT"):
         low, high = socket[1]["min"], socket[1]["max"]
         far = st.integers(1, 10**6)
-        inputs[name] = draw(st.one_of(far.map(lambda d: high + d), far.map(lambda d: low - d), st.sampled_from(["many", "", None, {}])))
+        inputs[name] = draw(
+            st.one_of(
+                far.map(lambda d: high + d),
+                far.map(lambda d: low - d),
+                st.sampled_from(["many", "", None, {}]),
+            )
+        )
     else:
         inputs[name] = draw(st.sampled_from(["", "../../etc/passwd", "/etc/passwd", "no such thing", "💫"]))
     return graph, key, name
@@ -168,7 +203,13 @@ def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     examples: list[Any] = []
 
     @seed(0)
-    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def collect(example: Any) -> None:
         examples.append(example)
@@ -229,8 +270,14 @@ def run_invalid(server: Server, count: int) -> Outcome:
             outcome.failures[f"accepted: {wrong}"] += 1
         except urllib.error.HTTPError as error:
             answer = json.load(error)
-            told = answer.get("node_errors", {}).get(key, {}).get("errors", []) if isinstance(answer.get("node_errors"), dict) else []
-            if error.code == 400 and any(each.get("extra_info", {}).get("input_name") == name for each in told):
+            told = (
+                answer.get("node_errors", {}).get(key, {}).get("errors", [])
+                if isinstance(answer.get("node_errors"), dict)
+                else []
+            )
+            if error.code == 400 and any(
+                each.get("extra_info", {}).get("input_name") == name for each in told
+            ):
                 outcome.succeeded += 1
             else:
                 outcome.failures[f"HTTP {error.code}: {wrong}: {json.dumps(answer)[:400]}"] += 1
@@ -267,9 +314,12 @@ def memory(server: Server) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def attack(server: Server, valid_prompts: int, invalid_prompts: int, interruptions: int) -> list[dict[str, Any]]:
+def attack(
+    server: Server, valid_prompts: int, invalid_prompts: int, interruptions: int
+) -> list[dict[str, Any]]:
     """One row an attack, and one for memory; failures with how often they came."""
-    # Memory grows until every sampler and node was used once (over some 200 prompts), and then stays: that is not what is asked for.
+    # Memory grows until every sampler and node was used once (over some 200 prompts), and then stays: that is
+    # not what is asked for.
     run_valid(server, 20 + valid_prompts // 2)
     run_interrupted(server, 5)
     before = memory(server)
@@ -281,7 +331,10 @@ def attack(server: Server, valid_prompts: int, invalid_prompts: int, interruptio
     after = memory(server)
     held = {"before MB": before / 2**20, "after MB": after / 2**20, "growth": after / before - 1}
     alive = server.process.poll() is None
-    return [*(outcome.row(name) for name, outcome in outcomes.items()), {"attack": "memory", **held, "alive": alive}]
+    return [
+        *(outcome.row(name) for name, outcome in outcomes.items()),
+        {"attack": "memory", **held, "alive": alive},
+    ]
 
 
 def run(quick: bool) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Grids of few steps compared by the images they give, against a reference of many steps from the same noise.
 
-Bars: on the geometric mean over models and solvers at 6 to 12 steps, a relative MSE 30 % below the best single competitor; in no
-row more than 10 % above the best of ComfyUI's schedulers; fewer than 500 calls for calibration. Probes and images have different
-seeds. The mixtures called "held out" were not used for choosing any constant. Networks: ``stability_networks``.
+Bars: on the geometric mean over models and solvers at 6 to 12 steps, a relative MSE 30 % below the best
+single competitor; in no row more than 10 % above the best of ComfyUI's schedulers; fewer than 500 calls for
+calibration. Probes and images have different seeds. The mixtures called "held out" were not used for choosing
+any constant. Networks: ``stability_networks``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ SOLVERS = ("euler", "dpmpp_2m", "heun")
 STEPS = (6, 8, 10, 12, 20)
 FEW = range(6, 13)
 MIXTURE_SEEDS = 512
-"""Most of the error of a good grid is a few images in a hundred that end in another mode: fewer seeds would compare their numbers."""
+"""Most of the error of a good grid is a few images in a hundred that end in another mode: fewer seeds would
+compare their numbers.
+"""
 OURS = "dizzydiff"
 GITS_FACTOR, GITS_EFFORT = 1.15, Effort(levels=61, probes=16, directions=0)
 
@@ -52,7 +55,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def compare(case: Case, settings: Iterable[tuple[str, int]], reference_steps: int) -> list[dict[str, Any]]:
     thorough, quick, dense = (case.profile(effort) for effort in (THOROUGH, QUICK, GITS_EFFORT))
-    fine = level_sigmas(float(case.sampling.sigma_max), float(case.sampling.sigma_min), reference_steps, thorough.flow)
+    fine = level_sigmas(
+        float(case.sampling.sigma_max), float(case.sampling.sigma_min), reference_steps, thorough.flow
+    )
     reference = case.ends(torch.cat([fine, fine.new_zeros(1)]), "dpmpp_2m")
     length = reference.double().square().sum()
     profiles = {"thorough": (replay(thorough), thorough.calls), "quick": (replay(quick), quick.calls)}
@@ -60,13 +65,23 @@ def compare(case: Case, settings: Iterable[tuple[str, int]], reference_steps: in
     for solver, n in settings:
         for name, (grid, calls) in grids_of(case, profiles, dense, solver, n).items():
             ends = case.ends(grid, solver)
-            rows.append({"model": case.name, "solver": solver, "steps": n, "grid": name,
-                         "rel_mse": float((ends.double() - reference).square().sum() / length),
-                         **case.judge(ends, reference), "calibration_calls": calls})
+            rows.append(
+                {
+                    "model": case.name,
+                    "solver": solver,
+                    "steps": n,
+                    "grid": name,
+                    "rel_mse": float((ends.double() - reference).square().sum() / length),
+                    **case.judge(ends, reference),
+                    "calibration_calls": calls,
+                }
+            )
     return rows
 
 
-def grids_of(case: Case, profiles: dict[str, tuple[Replay, int]], dense: Profile, solver: str, n: int) -> dict[str, tuple[Tensor, int]]:
+def grids_of(
+    case: Case, profiles: dict[str, tuple[Replay, int]], dense: Profile, solver: str, n: int
+) -> dict[str, tuple[Tensor, int]]:
     """Name -> grid and what it cost to calibrate."""
     from comfy.samplers import SCHEDULER_NAMES, calculate_sigmas
     from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
@@ -83,13 +98,18 @@ def grids_of(case: Case, profiles: dict[str, tuple[Replay, int]], dense: Profile
         grids["the paper's bound"] = (ending(equal_parts(r.sigmas, case.bound(r.sigmas), n)), 0)
     for method in METHODS[1:3]:
         grids[f"{OURS}, {method}"] = (make_grid(r, n, solver, method=method), calls)
-    grids[f"{OURS}, quick"] = (make_grid(profiles["quick"][0], n, solver, list(core.values())), profiles["quick"][1])
+    grids[f"{OURS}, quick"] = (
+        make_grid(profiles["quick"][0], n, solver, list(core.values())),
+        profiles["quick"][1],
+    )
     grids[OURS] = (make_grid(r, n, solver, list(core.values())), calls)
     return grids
 
 
 def gits(dense: Profile, steps: int) -> Tensor:
-    """GITS as published: the path of least sum of Euler's local errors, each later one 1.15 times as dear, over 61 levels."""
+    """GITS as published: the path of least sum of Euler's local errors, each later one 1.15 times as dear,
+    over 61 levels.
+    """
     x, D, sigmas = dense.states, dense.denoised, dense.sigmas
     M = len(sigmas)
     landed = D[:, :, None] + (sigmas[None] / sigmas[:, None])[None, ..., None] * (x - D)[:, :, None]
@@ -102,7 +122,9 @@ def ending(points: Tensor) -> Tensor:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a grid: geometric means at few steps, over all models and over the held-out ones; and all rows beside core's best."""
+    """A row a grid: geometric means at few steps, over all models and over the held-out ones; and all rows
+    beside core's best.
+    """
     from comfy.samplers import SCHEDULER_NAMES
 
     errors: dict[tuple[str, str, int], dict[str, float]] = defaultdict(dict)
@@ -113,12 +135,26 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     calls = {row["grid"]: row["calibration_calls"] for row in rows}
     summaries = []
     for name in sorted(calls, key=lambda name: geometric_mean(few, name)):
-        to_core = [grids[name] / min(grids[core] for core in SCHEDULER_NAMES) for grids in errors.values() if name in grids]
-        summaries.append({
-            "model": "all", "solver": "all", "steps": "6 to 12", "grid": name, "rel_mse": geometric_mean(few, name),
-            **({"rel_mse_held_out": geometric_mean(held_out, name)} if held_out else {}), "worst_to_best_of_core": max(to_core),
-            "rows_above_best_of_core": sum(ratio > 1.1 for ratio in to_core), "rows": len(to_core), "calibration_calls": calls[name],
-            "core": list(SCHEDULER_NAMES)})
+        to_core = [
+            grids[name] / min(grids[core] for core in SCHEDULER_NAMES)
+            for grids in errors.values()
+            if name in grids
+        ]
+        summaries.append(
+            {
+                "model": "all",
+                "solver": "all",
+                "steps": "6 to 12",
+                "grid": name,
+                "rel_mse": geometric_mean(few, name),
+                **({"rel_mse_held_out": geometric_mean(held_out, name)} if held_out else {}),
+                "worst_to_best_of_core": max(to_core),
+                "rows_above_best_of_core": sum(ratio > 1.1 for ratio in to_core),
+                "rows": len(to_core),
+                "calibration_calls": calls[name],
+                "core": list(SCHEDULER_NAMES),
+            }
+        )
     return summaries
 
 

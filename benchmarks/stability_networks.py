@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Grids of few steps compared on the embedded teacher at CFG 1, 4 and 8 and on the embedded student, as ``stability`` does on mixtures.
+"""Grids of few steps compared on the embedded teacher at CFG 1, 4 and 8 and on the embedded student, as
+``stability`` does on mixtures.
 
-Measured with one prompt, compared on as many others as there are images. Bar: at 8 steps the share of captions that the pictures show,
-judged by the reader, is at least that of the best competitor.
+Measured with one prompt, compared on as many others as there are images. Bar: at 8 steps the share of
+captions that the pictures show, judged by the reader, is at least that of the best competitor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A student's step beside its teacher's CFG step, and what the guidance costs of a step.
 
-Bars: step ratio at most 0.55 at batch 1, guidance at most 1 % of a step. Student and teacher are timed alternately in one
-run and compared by medians, so that a busy machine slows both.
+Bars: step ratio at most 0.55 at batch 1, guidance at most 1 % of a step. Student and teacher are timed
+alternately in one run and compared by medians, so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NARROW_SD15 = {"block_out_channels": (160, 320, 640, 640), "layers_per_block": 2, "cross_attention_dim": 768, "attention_head_dim": 8}
+NARROW_SD15 = {
+    "block_out_channels": (160, 320, 640, 640),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -32,8 +37,15 @@ def run(quick: bool) -> list[dict[str, Any]]:
         networks = {"narrow SD1.5, 32x32 latent": (*save_narrow_sd15(Path(folder)), 32)}
         if (ROOT / "tiny" / "unet" / "config.json").is_file():
             networks["tiny, 16x16 latent"] = (ROOT / "tiny" / "unet", ROOT / "tiny" / "teacher", 16)
-        return [{"network": name, **measure(load_student(Source(student, name)), load_unet(Source(teacher, name)), size, repeats)}
-                for name, (student, teacher, size) in networks.items()]
+        return [
+            {
+                "network": name,
+                **measure(
+                    load_student(Source(student, name)), load_unet(Source(teacher, name)), size, repeats
+                ),
+            }
+            for name, (student, teacher, size) in networks.items()
+        ]
 
 
 def save_narrow_sd15(folder: Path) -> tuple[Path, Path]:
@@ -57,31 +69,57 @@ def measure(student: Any, teacher: Any, size: int, repeats: int) -> dict[str, fl
     guidance: list[float] = []
     with torch.inference_mode():
         for round_ in range(repeats + 1):
-            measured = (step_seconds(student, context, size, cfg=1.0), step_seconds(teacher, context, size, cfg=4.0),
-                        seconds(lambda: network.guided_embedding(times, milliweights, torch.float32), device))
+            measured = (
+                step_seconds(student, context, size, cfg=1.0),
+                step_seconds(teacher, context, size, cfg=4.0),
+                seconds(lambda: network.guided_embedding(times, milliweights, torch.float32), device),
+            )
             if round_:  # the first one also loads
                 for values, value in zip((one, two, guidance), measured, strict=True):
                     values.append(value)
     student_s, teacher_s, guidance_s = (statistics.median(values) for values in (one, two, guidance))
-    return {"student_step_ms": 1000 * student_s, "teacher_cfg_step_ms": 1000 * teacher_s, "step_ratio": student_s / teacher_s,
-            "guidance_ms": 1000 * guidance_s, "guidance_share": guidance_s / student_s}
+    return {
+        "student_step_ms": 1000 * student_s,
+        "teacher_cfg_step_ms": 1000 * teacher_s,
+        "step_ratio": student_s / teacher_s,
+        "guidance_ms": 1000 * guidance_s,
+        "guidance_share": guidance_s / student_s,
+    }
 
 
 def step_seconds(model: Any, context: torch.Tensor, size: int, cfg: float) -> float:
-    """The second of two model calls inside a sampler, as core makes them: conds, batching and guider included."""
+    """The second of two model calls inside a sampler, as core makes them: conds, batching and guider
+    included.
+    """
     import comfy.sample
     import comfy.samplers
 
     taken: list[float] = []
 
-    def timed(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, disable: bool) -> torch.Tensor:
+    def timed(
+        inner: Any,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool,
+    ) -> torch.Tensor:
         for _ in range(2):
             taken.append(seconds(lambda: inner(x, sigmas[:1], **extra_args), x.device))
         return x
 
     noise = torch.randn(1, 4, size, size)
-    comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.KSAMPLER(timed), torch.tensor([1.0, 0.0]), [[context, {"guidance": 4.0}]],
-                               [[context * 0.5, {}]], torch.zeros_like(noise), disable_pbar=True)
+    comfy.sample.sample_custom(
+        model,
+        noise,
+        cfg,
+        comfy.samplers.KSAMPLER(timed),
+        torch.tensor([1.0, 0.0]),
+        [[context, {"guidance": 4.0}]],
+        [[context * 0.5, {}]],
+        torch.zeros_like(noise),
+        disable_pbar=True,
+    )
     return taken[-1]
 
 

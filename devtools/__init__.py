@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What dev.py is made of; nothing here is imported by the pack itself. Standard library only, but for :mod:`.client`."""
+"""What dev.py is made of; nothing here is imported by the pack itself. Standard library only, but for
+:mod:`.client`.
+"""

@@ -10,7 +10,10 @@ from pathlib import Path
 from .process import SetupFailed, run_logged, say
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MISSING = "no Chromium was found. Install it (Debian, Ubuntu: apt-get install chromium), or set CHROMIUM to its path."
+MISSING = (
+    "no Chromium was found. Install it (Debian, Ubuntu: apt-get install chromium), or set CHROMIUM to "
+    "its path."
+)
 
 
 def find() -> Path | None:
@@ -20,7 +23,9 @@ def find() -> Path | None:
 
 
 def provide(log: Path) -> Path | None:
-    """A Chromium, installed by apt-get where there is none and we may; None, with the reason said, where that does not work."""
+    """A Chromium, installed by apt-get where there is none and we may; None, with the reason said, where that
+    does not work.
+    """
     if found := find():
         return found
     if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:

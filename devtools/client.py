@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Queues one API-format workflow, shows its progress and prints where its pictures are. Runs in the environment (aiohttp)."""
+"""Queues one API-format workflow, shows its progress and prints where its pictures are. Runs in the
+environment (aiohttp).
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,17 @@ def describe(workflow: dict[str, Any], data: dict[str, Any]) -> str | None:
     """One line for a ``progress`` message, at most ten in a run of many steps."""
     value, most = int(data["value"]), int(data["max"])
     tenth = max(1, most // 10)
-    return f"{title(workflow, str(data['node']))}: {value}/{most}" if value % tenth == 0 or value == most else None
+    return (
+        f"{title(workflow, str(data['node']))}: {value}/{most}"
+        if value % tenth == 0 or value == most
+        else None
+    )
 
 
 async def run_outputs(address: str, workflow: dict[str, Any]) -> list[dict[str, str]]:
-    """The pictures of a workflow ({filename, subfolder, type} each; type "temp" is a preview); raises :class:`PromptFailed`."""
+    """The pictures of a workflow ({filename, subfolder, type} each; type "temp" is a preview); raises
+    :class:`PromptFailed`.
+    """
     client = uuid.uuid4().hex
     async with (
         aiohttp.ClientSession(address) as session,

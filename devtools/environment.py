@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The clone's own Python environment, ``.venv``: made once, and again only when what it is made from changes."""
+"""The clone's own Python environment, ``.venv``: made once, and again only when what it is made from
+changes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def venv_python(venv: Path) -> Path:
 def requirement_files(root: Path, comfyui: ComfyUI) -> tuple[list[Path], list[Path]]:
     """(requirements, constraints) of the environment.
 
-    A ComfyUI of any other version asks for what it needs itself; the pins of the newest release do not bind it.
+    A ComfyUI of any other version asks for what it needs itself; the pins of the newest release do not bind
+    it.
     """
     development = root / "requirements-dev.txt"
     requirements = [comfyui.path / "requirements.txt", root / "requirements.txt", development]
@@ -63,17 +66,33 @@ def _install(root: Path, comfyui: ComfyUI, python: Path, log: Path) -> None:
         elif line.startswith("Installing collected packages:"):
             say(f"  unpacking {line.count(',') + 1} packages ...")
 
-    pip = ["-m", "pip", "install", "--no-compile", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    pip = [
+        "-m",
+        "pip",
+        "install",
+        "--no-compile",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
     run_logged([str(python), *pip, *arguments], log, show)
 
 
 def set_up(root: Path) -> Workshop:
-    """Make all that is missing and say so; where nothing is, only look. An interrupted set-up goes on where it stopped."""
+    """Make all that is missing and say so; where nothing is, only look. An interrupted set-up goes on where
+    it stopped.
+    """
     comfyui = locate(root)
     venv, logs = root / ".venv", root / ".dev" / "logs"
     python, stamp = venv_python(venv), venv / "dizzydiff.stamp"
     workshop = Workshop(root, comfyui, python)
-    if is_comfyui(comfyui.path) and python.exists() and stamp.exists() and stamp.read_text() == fingerprint(root, comfyui):
+    if (
+        is_comfyui(comfyui.path)
+        and python.exists()
+        and stamp.exists()
+        and stamp.read_text() == fingerprint(root, comfyui)
+    ):
         return workshop
 
     start = time.monotonic()
@@ -83,7 +102,9 @@ def set_up(root: Path) -> Workshop:
         try:
             run_logged([sys.executable, "-m", "venv", "--clear", str(venv)], logs / "venv.log")
         except SetupFailed as failure:
-            raise SetupFailed(f"{failure}\nOn Debian and Ubuntu, the package python3-venv is needed for this.") from failure
+            raise SetupFailed(
+                f"{failure}\nOn Debian and Ubuntu, the package python3-venv is needed for this."
+            ) from failure
         (venv / "complete").touch()
     if comfyui.release and not is_comfyui(comfyui.path):
         say(f"downloading ComfyUI into {comfyui.path.relative_to(root)}")

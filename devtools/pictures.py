@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Draws what the pack is shown by: icon, banner, and a thumbnail for every workflow. Runs in the environment (Pillow, aiohttp)."""
+"""Draws what the pack is shown by: icon, banner, and a thumbnail for every workflow. Runs in the environment
+(Pillow, aiohttp).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SIDE = 512
 
 
 def spiral(side: int, dots: int = 30, turns: float = 2.6) -> Image.Image:
-    """A path out of the noise: dots on a spiral that grow and take on colour as they come to rest, [side, side] RGBA."""
+    """A path out of the noise: dots on a spiral that grow and take on colour as they come to rest, [side,
+    side] RGBA.
+    """
     big = side * OVERSAMPLING
     image = Image.new("RGBA", (big, big))
     pen = ImageDraw.Draw(image)
@@ -54,20 +58,26 @@ def banner(width: int = 1260, height: int = 540) -> Image.Image:
     image.alpha_composite(spiral(height - 60), (30, 30))
     pen, left = ImageDraw.Draw(image), height + 10
     pen.text((left, 150), "DizzyDiff", INK, ImageFont.load_default(120))
-    for i, line in enumerate(("guided students", "draft-refine on several devices", "sigmas measured on your model")):
+    for i, line in enumerate(
+        ("guided students", "draft-refine on several devices", "sigmas measured on your model")
+    ):
         pen.text((left + 6, 310 + 48 * i), line, FAINT, ImageFont.load_default(36))
     return image.convert("RGB")
 
 
 def thumbnail(name: str, saved: list[Image.Image], shown: list[Image.Image]) -> Image.Image:
-    """What a workflow makes: its pictures, and below them what else it shows; its name over the spiral where it made nothing here."""
+    """What a workflow makes: its pictures, and below them what else it shows; its name over the spiral where
+    it made nothing here.
+    """
     image = Image.new("RGB", (SIDE, SIDE), GROUND)
     if not saved:
         mark = spiral(300)
         image.paste(mark, (SIDE // 2 - 150, 30), mark)
         words = name.split("_")
         for i, line in enumerate((" ".join(words[:2]), " ".join(words[2:]))):
-            ImageDraw.Draw(image).text((SIDE // 2, 380 + 60 * i), line, INK, ImageFont.load_default(54), anchor="mm")
+            ImageDraw.Draw(image).text(
+                (SIDE // 2, 380 + 60 * i), line, INK, ImageFont.load_default(54), anchor="mm"
+            )
         return image
     below = min(SIDE // 2, SIDE * shown[0].height // shown[0].width) if shown else 0
     side = (SIDE - below) // 2
@@ -75,12 +85,18 @@ def thumbnail(name: str, saved: list[Image.Image], shown: list[Image.Image]) -> 
         place = (SIDE // 2 - side + i % 2 * side, i // 2 * side)
         image.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), place)
     if shown:
-        image.paste(shown[0].convert("RGB").resize((SIDE, below), Image.Resampling.LANCZOS), (0, SIDE - below))
+        image.paste(
+            shown[0].convert("RGB").resize((SIDE, below), Image.Resampling.LANCZOS), (0, SIDE - below)
+        )
     return image
 
 
-async def outputs(address: str, workflow: Path, folders: dict[str, Path]) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The pictures that a workflow (saves, only shows) on a running ComfyUI; none where its models are not there."""
+async def outputs(
+    address: str, workflow: Path, folders: dict[str, Path]
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The pictures that a workflow (saves, only shows) on a running ComfyUI; none where its models are not
+    there.
+    """
     try:
         made = await run_outputs(address, json.loads(workflow.read_text(encoding="utf-8")))
     except PromptFailed as failure:
@@ -88,7 +104,9 @@ async def outputs(address: str, workflow: Path, folders: dict[str, Path]) -> tup
         return [], []
     pictures: dict[str, list[Image.Image]] = {kind: [] for kind in folders}
     for each in made:
-        pictures[each["type"]].append(Image.open(folders[each["type"]] / each["subfolder"] / each["filename"]))
+        pictures[each["type"]].append(
+            Image.open(folders[each["type"]] / each["subfolder"] / each["filename"])
+        )
     return pictures["output"], pictures["temp"]
 
 
@@ -102,7 +120,9 @@ def main() -> None:
     icon().save(options.root / "assets" / "icon.png")
     banner().save(options.root / "assets" / "banner.png")
     for workflow in sorted((options.root / "workflows" / "api").glob("*.json")):
-        made = asyncio.run(outputs(options.address, workflow, {"output": options.output, "temp": options.temp}))
+        made = asyncio.run(
+            outputs(options.address, workflow, {"output": options.output, "temp": options.temp})
+        )
         thumbnail(workflow.stem, *made).save(options.root / "workflows" / f"{workflow.stem}.jpg", quality=90)
 
 

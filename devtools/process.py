@@ -22,7 +22,11 @@ class SetupFailed(Exception):
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment made offline, without another environment's Python paths."""
-    return {name: value for name, value in os.environ.items() if name not in FOREIGN} | OFFLINE | dict(extra or {})
+    return (
+        {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        | OFFLINE
+        | dict(extra or {})
+    )
 
 
 def tail(log: Path, lines: int = 20) -> str:
@@ -31,12 +35,19 @@ def tail(log: Path, lines: int = 20) -> str:
 
 
 def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None) -> None:
-    """Run a command with its output in ``log``, each line also given to ``show``; raises :class:`SetupFailed` if it fails."""
+    """Run a command with its output in ``log``, each line also given to ``show``; raises :class:`SetupFailed`
+    if it fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         log.open("w") as file,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment(),
         ) as process,
     ):
         assert process.stdout
@@ -51,4 +62,7 @@ def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = 
 
 def say(text: str, since: float | None = None) -> None:
     """Print a line of progress at once, with the seconds since a :func:`time.monotonic` moment."""
-    print(f"[dizzydiff] {text}" + (f" ({time.monotonic() - since:.0f} s)" if since is not None else ""), flush=True)
+    print(
+        f"[dizzydiff] {text}" + (f" ({time.monotonic() - since:.0f} s)" if since is not None else ""),
+        flush=True,
+    )

@@ -26,7 +26,9 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running ComfyUI; ``log`` is what it printed, ``base`` its base directory, ``output`` where it writes pictures."""
+    """A running ComfyUI; ``log`` is what it printed, ``base`` its base directory, ``output`` where it writes
+    pictures.
+    """
 
     port: int
     log: Path
@@ -46,13 +48,17 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         # Loopback is reached directly, whatever proxy the environment names.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=timeout
+        ) as answer:
             told = answer.read()
             return json.loads(told) if told else None
 
 
 def has_cuda() -> bool:
-    """Whether an NVIDIA driver sees at least one device; asks the driver, since importing torch takes seconds."""
+    """Whether an NVIDIA driver sees at least one device; asks the driver, since importing torch takes
+    seconds.
+    """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -69,8 +75,19 @@ def free_port() -> int:
 
 
 def command(python: Path, comfyui: Path, base: Path, output: Path, port: int, cpu: bool) -> list[str]:
-    """How ComfyUI is started: headless, offline, its data in ``base`` and ``output``, its own tree left clean."""
-    flags = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base), "--output-directory", str(output)]
+    """How ComfyUI is started: headless, offline, its data in ``base`` and ``output``, its own tree left
+    clean.
+    """
+    flags = [
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--base-directory",
+        str(base),
+        "--output-directory",
+        str(output),
+    ]
     flags += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
     return [str(python), str(comfyui / "main.py"), *flags, *(["--cpu"] if cpu else [])]
 
@@ -83,7 +100,9 @@ def _await_ready(server: Server, timeout: float) -> None:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if server.process.poll() is not None:
-            raise ServerFailed(f"ComfyUI stopped with exit status {server.process.returncode}. {_ending(server.log)}")
+            raise ServerFailed(
+                f"ComfyUI stopped with exit status {server.process.returncode}. {_ending(server.log)}"
+            )
         try:
             server.request("/system_stats", timeout=5)
             return
@@ -102,8 +121,12 @@ def _stop(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 
 @contextmanager
-def running(python: Path, comfyui: Path, base: Path, output: Path, log: Path, timeout: float = 300.0) -> Iterator[Server]:
-    """A ComfyUI that answers, stopped when the block is left in whatever way; raises :class:`ServerFailed`."""
+def running(
+    python: Path, comfyui: Path, base: Path, output: Path, log: Path, timeout: float = 300.0
+) -> Iterator[Server]:
+    """A ComfyUI that answers, stopped when the block is left in whatever way; raises
+    :class:`ServerFailed`.
+    """
     for folder in (output, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     port = free_port()

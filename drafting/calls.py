@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a sampler will ask its model and where it will stand when it asks, known before it samples: two dry runs on the host.
+"""What a sampler will ask its model and where it will stand when it asks, known before it samples: two dry
+runs on the host.
 
-Between two questions a sampler does nothing but add up: its state is a linear combination of the state it asked at before, of what it
-was answered, and of the noises it drew. The weights depend on the sigmas alone, so one run over symbols finds them all.
+Between two questions a sampler does nothing but add up: its state is a linear combination of the state it
+asked at before, of what it was answered, and of the noises it drew. The weights depend on the sigmas alone,
+so one run over symbols finds them all.
 """
 
 from __future__ import annotations
@@ -28,20 +30,26 @@ Answer = Callable[[Tensor, Tensor], Tensor]
 MEMORY = 16
 """Questions back from which a state may still depend on an answer or a noise."""
 MOST = 2000
-"""Questions of a run: every state takes a weight for each of them, and adaptive steps may never end on answers made of numbers."""
+"""Questions of a run: every state takes a weight for each of them, and adaptive steps may never end on
+answers made of numbers.
+"""
 FEW = 4
 """A state that depends on more answers is foretold from derivatives, if those are fewer."""
 ROUNDING = 100
 """Weights below so many roundings of a state's largest are rounding themselves."""
 NOT_ONE_BY_ONE = "it does not report its steps one by one"
 LINEAR = 1e-3
-"""How far a state in single precision may be from the combination of its terms, relative to the sum of their magnitudes."""
+"""How far a state in single precision may be from the combination of its terms, relative to the sum of their
+magnitudes.
+"""
 
 
 class SamplerRun(Protocol):
     """A k-diffusion sampler function with everything bound but what a dry run changes."""
 
-    def __call__(self, model: Any, x: Tensor, sigmas: Tensor, callback: Callback | None, noise: NoiseSampler, /) -> Tensor: ...
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, callback: Callback | None, noise: NoiseSampler, /
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,9 @@ class Call:
     """(noise q, v_q)."""
 
     def terms(self, m: int, x: Mapping[int, T], D: Mapping[int, Sequence[T]]) -> list[tuple[float, T]]:
-        """All terms but the noises, where this is the m-th question. A prediction of one part is both denoised and uncond."""
+        """All terms but the noises, where this is the m-th question. A prediction of one part is both
+        denoised and uncond.
+        """
         answers = [(w, D[i][min(part, len(D[i]) - 1)]) for i, part, w in self.answers]
         return [(self.kept, x[m - 1]), *((u, x[i]) for i, u in self.states), *answers]
 
@@ -84,14 +94,18 @@ class Plan:
     def oldest(self, n: int) -> tuple[int, int]:
         """The oldest (answer, noise) on which the states of the questions after the n-th depend."""
         ahead = self.calls[n + 1 : n + 1 + MEMORY]
-        answers = (i for call in ahead for i in (*(i for i, _ in call.states), *(i for i, _, _ in call.answers)))
+        answers = (
+            i for call in ahead for i in (*(i for i, _ in call.states), *(i for i, _, _ in call.answers))
+        )
         draws = (q for call in ahead for q, _ in call.draws)
         return min(answers, default=n), min(self.calls[n].noises, min(draws, default=self.calls[n].noises))
 
 
 @dataclass
 class _Seen:
-    """What a dry run did: (sigma, noises before) and state of every question, the noises' sigmas, the first question of every step."""
+    """What a dry run did: (sigma, noises before) and state of every question, the noises' sigmas, the first
+    question of every step.
+    """
 
     questions: list[tuple[float, int]] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
@@ -99,15 +113,23 @@ class _Seen:
     first_of_step: dict[int, int] = field(default_factory=dict)
 
     def steps(self, of: int) -> list[int]:
-        """The step of every question. Raises :class:`Undraftable` unless each of the ``of`` steps reports after its first."""
+        """The step of every question. Raises :class:`Undraftable` unless each of the ``of`` steps reports
+        after its first.
+        """
         if sorted(self.first_of_step) != list(range(of)) or self.first_of_step.get(0) != 0:
             raise Undraftable(NOT_ONE_BY_ONE)
         starts = sorted(self.first_of_step.values())
         return [bisect.bisect_right(starts, question) - 1 for question in range(len(self.questions))]
 
 
-def _dry_run(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor, x: Tensor,
-             answer: Callable[[int, Tensor, Tensor], Tensor], draw: Callable[[int], Tensor]) -> _Seen:
+def _dry_run(
+    run: SamplerRun,
+    stand_in: Callable[[Answer], Any],
+    sigmas: Tensor,
+    x: Tensor,
+    answer: Callable[[int, Tensor, Tensor], Tensor],
+    draw: Callable[[int], Tensor],
+) -> _Seen:
     seen = _Seen()
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -134,28 +156,41 @@ def _dry_run(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor,
 def plan(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor, ndim: int) -> Plan:
     """All questions of a run over ``sigmas`` [steps + 1] for states of ``ndim`` dimensions.
 
-    ``stand_in(answer)`` makes a model that the sampler accepts. Raises :class:`Undraftable` for samplers that cannot be foretold:
-    where they ask depends on what they were answered (adaptive steps), or their states are not linear in it.
+    ``stand_in(answer)`` makes a model that the sampler accepts. Raises :class:`Undraftable` for samplers that
+    cannot be foretold: where they ask depends on what they were answered (adaptive steps), or their states
+    are not linear in it.
     """
     sigmas, generator = sigmas.cpu(), torch.Generator().manual_seed(0)
     answers: list[Tensor] = []
     draws: list[Tensor] = []
 
     def number(kept: list[Tensor], *parts: int) -> Tensor:
-        kept.append(torch.randn([*parts, *[1] * ndim], generator=generator, dtype=torch.float64).to(sigmas.dtype))
+        kept.append(
+            torch.randn([*parts, *[1] * ndim], generator=generator, dtype=torch.float64).to(sigmas.dtype)
+        )
         return kept[-1].clone()
 
-    tried = _dry_run(run, stand_in, sigmas, number([]), lambda m, x, sigma: number(answers, 2), lambda q: number(draws))
+    tried = _dry_run(
+        run, stand_in, sigmas, number([]), lambda m, x, sigma: number(answers, 2), lambda q: number(draws)
+    )
     steps, questions = tried.steps(len(sigmas) - 1), len(tried.questions)
     if not all(math.isfinite(sigma) and sigma > 0 for sigma, _ in tried.questions):
         raise Undraftable("it asks at sigmas that are not above zero")
     D = torch.stack([number.flatten() for number in answers])
-    x, xi = (torch.tensor([float(number) for number in numbers], dtype=sigmas.dtype) for numbers in (tried.states, draws))
+    x, xi = (
+        torch.tensor([float(number) for number in numbers], dtype=sigmas.dtype)
+        for numbers in (tried.states, draws)
+    )
     sigma = torch.tensor([sigma for sigma, _ in tried.questions], dtype=sigmas.dtype)
 
     def weigh(derivatives: bool) -> tuple[Tensor, Tensor]:
         kept, weights = _recurrence(_symbols(run, stand_in, sigmas, ndim, tried, derivatives))
-        _check(kept, weights, x, torch.cat([((x[:, None] - D) / sigma[:, None] if derivatives else D).flatten(), xi]))
+        _check(
+            kept,
+            weights,
+            x,
+            torch.cat([((x[:, None] - D) / sigma[:, None] if derivatives else D).flatten(), xi]),
+        )
         return kept, weights
 
     (kept, weights), derivatives = weigh(False), False
@@ -163,13 +198,23 @@ def plan(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor, ndi
         others = weigh(True)
         if derivatives := bool(others[1].count_nonzero() < weights.count_nonzero()):
             kept, weights = others
-    calls = [Call(step, sigma, noises, share) for step, (sigma, noises), share in zip(steps, tried.questions, kept.tolist(), strict=True)]
+    calls = [
+        Call(step, sigma, noises, share)
+        for step, (sigma, noises), share in zip(steps, tried.questions, kept.tolist(), strict=True)
+    ]
     for m, column in weights.nonzero().tolist():
         calls[m] = _with_term(calls, m, column, float(weights[m, column]), derivatives)
     return Plan(tuple(calls), tuple(tried.asks))
 
 
-def _symbols(run: SamplerRun, stand_in: Callable[[Answer], Any], sigmas: Tensor, ndim: int, tried: _Seen, derivatives: bool) -> Tensor:
+def _symbols(
+    run: SamplerRun,
+    stand_in: Callable[[Answer], Any],
+    sigmas: Tensor,
+    ndim: int,
+    tried: _Seen,
+    derivatives: bool,
+) -> Tensor:
     """The states [N, symbols] of a run over symbols: the first state, two parts of each answer, each noise.
 
     An answer's symbol is D, or with ``derivatives`` (x - D) / sigma.
@@ -207,8 +252,14 @@ def _with_term(calls: list[Call], m: int, column: int, weight: float, derivative
 
 
 def _recurrence(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """kept [N] and the weights [N, symbols - 1] of what is added, of states [N, symbols] whose first symbol is the first state."""
-    kept, weights, eps = torch.zeros_like(rows[:, 0]), torch.zeros_like(rows[:, 1:]), torch.finfo(rows.dtype).eps
+    """kept [N] and the weights [N, symbols - 1] of what is added, of states [N, symbols] whose first symbol
+    is the first state.
+    """
+    kept, weights, eps = (
+        torch.zeros_like(rows[:, 0]),
+        torch.zeros_like(rows[:, 1:]),
+        torch.finfo(rows.dtype).eps,
+    )
     before, after = rows[:-1], rows[1:]
     remembers = before[:, 0].abs() > eps**2 * before.abs().amax(1)
     kept[1:] = torch.where(remembers, after[:, 0] / before[:, 0], 0.0)
@@ -218,7 +269,9 @@ def _recurrence(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(kept: Tensor, weights: Tensor, states: Tensor, values: Tensor) -> None:
-    """Raise :class:`Undraftable` unless states [N] are what the recurrence makes of the ``values`` of its symbols."""
+    """Raise :class:`Undraftable` unless states [N] are what the recurrence makes of the ``values`` of its
+    symbols.
+    """
     carried = kept[1:] * states[:-1]
     off = (states[1:] - carried - weights[1:] @ values).abs()
     if not (off <= LINEAR * (carried.abs() + weights[1:].abs() @ values.abs())).all():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Predictions in coordinates that change little along a trajectory.
 
-A state is x = alpha x0 + sigma n. With data of standard deviation sigma_d, s = sqrt(alpha^2 sigma_d^2 + sigma^2) and
-tan(phi) = sigma / (alpha sigma_d), every prediction of a model is one of
+A state is x = alpha x0 + sigma n. With data of standard deviation sigma_d, s = sqrt(alpha^2 sigma_d^2 +
+sigma^2) and tan(phi) = sigma / (alpha sigma_d), every prediction of a model is one of
 
     D      the denoised x0,
     eps    the noise, (x - alpha D) / sigma,
@@ -46,7 +46,9 @@ class Space:
         return math.atan2(sigma, self.signal(sigma) * self.sigma_data)
 
     def gain(self, sigma: float) -> float:
-        """dD/dx of Gaussian data: alpha sigma_d^2 / s^2. Carrying a prediction along x with it holds F fixed."""
+        """dD/dx of Gaussian data: alpha sigma_d^2 / s^2. Carrying a prediction along x with it holds F
+        fixed.
+        """
         return self.signal(sigma) * (self.sigma_data / self.scale(sigma)) ** 2
 
     def F_of(self, x: Tensor, D: Tensor, sigma: float) -> Tensor:

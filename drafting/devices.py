@@ -17,7 +17,8 @@ DEVICES = "dizzydiff_devices"
 
 
 def spread(model: Any, devices: str, width: int) -> Any:
-    """The model with replicas on ``devices``: "auto" (all that ComfyUI uses), "batch" (none), or names such as "cuda:0, cuda:1".
+    """The model with replicas on ``devices``: "auto" (all that ComfyUI uses), "batch" (none), or names such
+    as "cuda:0, cuda:1".
 
     Raises :class:`BadDevices` and :class:`CannotClone`.
     """
@@ -34,8 +35,11 @@ def spread(model: Any, devices: str, width: int) -> Any:
 
 def _with_replicas(model: Any, others: Sequence[torch.device]) -> Any:
     if others and model.cached_patcher_init is None:
-        raise CannotClone(f"{type(model.model).__name__} cannot be loaded a second time for {others[0]}: the loader that made it keeps "
-                          "no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided Student.")
+        raise CannotClone(
+            f"{type(model.model).__name__} cannot be loaded a second time for {others[0]}: the loader that "
+            f"made it keeps "
+            "no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided Student."
+        )
     model = model.clone()
     kept = {clone.load_device: clone for clone in model.get_additional_models_with_key("multigpu")}
     clones = []
@@ -50,20 +54,28 @@ def _with_replicas(model: Any, others: Sequence[torch.device]) -> Any:
 
 
 def parse_devices(names: str) -> list[torch.device]:
-    """Devices from "cuda:0, cuda:1". Raises :class:`BadDevices` for what is no device, or none of this machine."""
+    """Devices from "cuda:0, cuda:1". Raises :class:`BadDevices` for what is no device, or none of this
+    machine.
+    """
     places = []
     for name in (part.strip() for part in names.split(",")):
         try:
             place = torch.device(name)
         except RuntimeError as error:
-            raise BadDevices(f"{name!r} in {names!r} is no device. Expected \"auto\", \"batch\", or names such as "
-                             "\"cuda:0, cuda:1\".") from error
+            raise BadDevices(
+                f'{name!r} in {names!r} is no device. Expected "auto", "batch", or names such as '
+                '"cuda:0, cuda:1".'
+            ) from error
         if place.type != "cpu":
             backend = torch.get_device_module(place)
             if not backend.is_available() or (place.index or 0) >= backend.device_count():
-                raise BadDevices(f"{name!r} in {names!r} is not on this machine. Expected one of: "
-                                 f"{', '.join(map(str, comfy.model_management.get_all_torch_devices()))}.")
-        places.append(place if place.index is not None or place.type == "cpu" else torch.device(place.type, 0))
+                raise BadDevices(
+                    f"{name!r} in {names!r} is not on this machine. Expected one of: "
+                    f"{', '.join(map(str, comfy.model_management.get_all_torch_devices()))}."
+                )
+        places.append(
+            place if place.index is not None or place.type == "cpu" else torch.device(place.type, 0)
+        )
     return places
 
 

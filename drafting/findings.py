@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a round tells: how near its drafts are to where the sampler will arrive, and how predictions change between them."""
+"""What a round tells: how near its drafts are to where the sampler will arrive, and how predictions change
+between them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Findings:
-    """Numbers that follow from the inner products of a round. The host waits for the device when the first is asked for."""
+    """Numbers that follow from the inner products of a round. The host waits for the device when the first is
+    asked for.
+    """
 
     space: Space
     basis: Basis
@@ -43,15 +47,17 @@ class Findings:
     """Numbers of a latent."""
     gram: Gram = field(default_factory=lambda: Gram(list))
     wrong: dict[int, Parts] = field(default_factory=dict)
-    """By question, from where the sampler stood: what was answered less what had been guessed. Only where drafts are verified."""
+    """By question, from where the sampler stood: what was answered less what had been guessed. Only where
+    drafts are verified.
+    """
     pairs: dict[int, Pair] = field(default_factory=dict)
     """Of questions that had been evaluated before, at a draft that was dropped."""
 
     def slope(self, m: int) -> float:
         """dD/dx by which the prediction of the m-th question is carried.
 
-        The secant through its pair; without one, what it is with eps or F held fixed, times the share that the secant through the
-        nearest pair is of that.
+        The secant through its pair; without one, what it is with eps or F held fixed, times the share that
+        the secant through the nearest pair is of that.
         """
         near, held = self._near(m), slope(self.space, self.basis, self.calls[m].sigma)
         if near is None:
@@ -61,12 +67,16 @@ class Findings:
     def distance(self, m: int) -> float:
         """RMS(x - x~) / s: how far from the draft of the m-th question the sampler will arrive."""
         offset = self._offsets[m]
-        return math.sqrt(max(self.gram(offset, offset), 0.0) / self.size) / self.space.scale(self.calls[m].sigma)
+        return math.sqrt(max(self.gram(offset, offset), 0.0) / self.size) / self.space.scale(
+            self.calls[m].sigma
+        )
 
     def roughness(self, m: int) -> float:
-        """How much further than its state from the sampler's, relative to data, the prediction carried from a draft may be off.
+        """How much further than its state from the sampler's, relative to data, the prediction carried from a
+        draft may be off.
 
-        In the direction of its pair as far as the secant missed; across it as far as the last dropped draft was off.
+        In the direction of its pair as far as the secant missed; across it as far as the last dropped draft
+        was off.
         """
         near = self._near(m)
         if near is None:
@@ -82,7 +92,9 @@ class Findings:
 
     def _near(self, m: int) -> int | None:
         """The m-th question, or the last before it that has a pair."""
-        return max((i for i, pair in self.pairs.items() if i <= m and self.gram(pair.x, pair.x) > 0), default=None)
+        return max(
+            (i for i, pair in self.pairs.items() if i <= m and self.gram(pair.x, pair.x) > 0), default=None
+        )
 
     def _secant(self, m: int) -> float:
         """The slope that carries one prediction of the pair to the other, by least squares."""
@@ -95,7 +107,9 @@ class Findings:
 
     @functools.cached_property
     def _offsets(self) -> dict[int, Combination]:
-        """x - x~ of every question drafted: the recurrence of its :class:`~.calls.Call` for the differences from what was guessed."""
+        """x - x~ of every question drafted: the recurrence of its :class:`~.calls.Call` for the differences
+        from what was guessed.
+        """
         offsets, errors = defaultdict[int, Combination](dict), defaultdict[int, Parts](lambda: ({},))
         for m, wrong in sorted(self.wrong.items()):
             errors[m] = tuple(combine([(1.0, part), (self.slope(m), offsets[m])]) for part in wrong)

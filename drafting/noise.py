@@ -12,10 +12,12 @@ from .calls import NoiseSampler
 
 
 class NoiseTape:
-    """The noises of a sampler in the order it asks for them: drawn once, whether a draft needs them first or the sampler itself.
+    """The noises of a sampler in the order it asks for them: drawn once, whether a draft needs them first or
+    the sampler itself.
 
-    A draft has them drawn for the sigmas at which the sampler will ask (``asks``: pairs of sigma and sigma_next), so that the
-    sequence is the one that a plain run of the sampler draws. They have the dtype and the device of ``sigmas``.
+    A draft has them drawn for the sigmas at which the sampler will ask (``asks``: pairs of sigma and
+    sigma_next), so that the sequence is the one that a plain run of the sampler draws. They have the dtype
+    and the device of ``sigmas``.
     """
 
     def __init__(self, draw: NoiseSampler, asks: Sequence[tuple[float, float]], sigmas: Tensor) -> None:

@@ -15,8 +15,10 @@ class Policy:
     """Windows of ``k`` states.
 
     aggressive: one round of one state, then rounds of k: 1 + ceil((N - 1) / k) rounds for N questions.
-    conservative: rounds of one and of k in turn: 2 floor(N / (k + 1)) + {0, 1, 2} for a remainder of {0, 1, more}.
-    verified: aggressive, but a draft not within ``tolerance`` of where the sampler arrives is dropped with all after it.
+    conservative: rounds of one and of k in turn: 2 floor(N / (k + 1)) + {0, 1, 2} for a remainder of {0, 1,
+    more}.
+    verified: aggressive, but a draft not within ``tolerance`` of where the sampler arrives is dropped with
+    all after it.
     """
 
     mode: Mode = "verified"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a draft guesses the predictions it has not got yet, and how a prediction is carried to another state."""
+"""How a draft guesses the predictions it has not got yet, and how a prediction is carried to another
+state.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,24 @@ Basis = Literal["eps", "F"]
 
 
 class Guess(Protocol):
-    """How to guess a prediction. It has one number to set: ``start`` until there is evidence, then :meth:`hindsight`'s."""
+    """How to guess a prediction. It has one number to set: ``start`` until there is evidence, then
+    :meth:`hindsight`'s.
+    """
 
     @property
     def start(self) -> float: ...
 
-    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
-        """The P parts of the prediction to expect at (x, sigma); ``known`` from old to new, no two at one sigma."""
+    def __call__(
+        self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float
+    ) -> Parts:
+        """The P parts of the prediction to expect at (x, sigma); ``known`` from old to new, no two at one
+        sigma.
+        """
 
     def evidence(self, space: Space, known: Sequence[Combined], seen: Combined) -> list[Parts]:
-        """What tells the setting that guesses best what was ``seen`` from what was ``known`` when it was drafted."""
+        """What tells the setting that guesses best what was ``seen`` from what was ``known`` when it was
+        drafted.
+        """
 
     def hindsight(self, evidence: Sequence[Parts], gram: Gram) -> float:
         """That setting, from the inner products of the evidence."""
@@ -32,10 +42,11 @@ class Guess(Protocol):
 
 @dataclass(frozen=True)
 class Trend:
-    """Extrapolates eps by a polynomial in sqrt(sigma) through the newest predictions; what is set is its order, one of ``orders``.
+    """Extrapolates eps by a polynomial in sqrt(sigma) through the newest predictions; what is set is its
+    order, one of ``orders``.
 
-    High orders follow a smooth trajectory further; where predictions are rough (few steps, low precision) they amplify what is
-    no trend. The one order 0 is the paper's frozen draft.
+    High orders follow a smooth trajectory further; where predictions are rough (few steps, low precision)
+    they amplify what is no trend. The one order 0 is the paper's frozen draft.
     """
 
     orders: tuple[int, ...]
@@ -44,7 +55,9 @@ class Trend:
     def start(self) -> float:
         return self.orders[0]
 
-    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
+    def __call__(
+        self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float
+    ) -> Parts:
         """(x - sigma sum_i l_i eps_i) / alpha with eps_i = (x_i - alpha_i D_i) / sigma_i."""
         nodes, alpha = known[-1 - int(setting) :], space.signal(sigma)
         assert nodes, "nothing is known to guess from"
@@ -61,7 +74,10 @@ class Trend:
         """The errors of the orders; of no parts where there are too few predictions for one."""
         if len(self.orders) == 1 or len(known) <= self.orders[0]:
             return []
-        return [off(self(space, known, order, seen.x, seen.sigma), seen.prediction) if len(known) > order else () for order in self.orders]
+        return [
+            off(self(space, known, order, seen.x, seen.sigma), seen.prediction) if len(known) > order else ()
+            for order in self.orders
+        ]
 
     def hindsight(self, evidence: Sequence[Parts], gram: Gram) -> float:
         if not evidence:
@@ -72,18 +88,23 @@ class Trend:
 
 @dataclass(frozen=True)
 class Following:
-    """The newest prediction, following x by a share lambda of what Gaussian data would: D + lambda (D_F(x) - D), F held fixed in D_F.
+    """The newest prediction, following x by a share lambda of what Gaussian data would: D + lambda (D_F(x) -
+    D), F held fixed in D_F.
 
-    For states with fresh noise. A network that sees through noise hardly follows it (lambda near 0), one whose data is as wide
-    as the noise does (near 1). What is set is lambda, by least squares.
+    For states with fresh noise. A network that sees through noise hardly follows it (lambda near 0), one
+    whose data is as wide as the noise does (near 1). What is set is lambda, by least squares.
     """
 
     start: float = 1.0
 
-    def __call__(self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float) -> Parts:
+    def __call__(
+        self, space: Space, known: Sequence[Combined], setting: float, x: Combination, sigma: float
+    ) -> Parts:
         node = known[-1]
         held = math.sin(space.angle(sigma)) / math.sin(space.angle(node.sigma))
-        states = combine([(setting * space.gain(sigma), x), (-setting * held * space.gain(node.sigma), node.x)])
+        states = combine(
+            [(setting * space.gain(sigma), x), (-setting * held * space.gain(node.sigma), node.x)]
+        )
         return tuple(combine([(1.0, states), (1 + setting * (held - 1), part)]) for part in node.prediction)
 
     def evidence(self, space: Space, known: Sequence[Combined], seen: Combined) -> list[Parts]:
@@ -115,7 +136,9 @@ def lagrange(times: Sequence[float], t: float) -> list[float]:
 
 
 def carried(known: Combined, x: Combination, slope: float) -> Parts:
-    """The prediction at x from one at a state x~ near by, whose derivative is taken to be ``slope``: D + slope (x - x~)."""
+    """The prediction at x from one at a state x~ near by, whose derivative is taken to be ``slope``: D +
+    slope (x - x~).
+    """
     moved = combine([(slope, x), (-slope, known.x)])
     return tuple(combine([(1.0, part), (1.0, moved)]) for part in known.prediction)
 
@@ -123,4 +146,6 @@ def carried(known: Combined, x: Combination, slope: float) -> Parts:
 def slope(space: Space, basis: Basis, sigma: float) -> float:
     """dD/dx with eps or F held fixed."""
     alpha = space.signal(sigma)
-    return space.gain(sigma) if basis == "F" or alpha == 0 else 1.0 / alpha  # where all is noise, eps says nothing of D
+    return (
+        space.gain(sigma) if basis == "F" or alpha == 0 else 1.0 / alpha
+    )  # where all is noise, eps says nothing of D

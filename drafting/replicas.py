@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Draft-refine as a ComfyUI sampler, and how it evaluates. With ``devices`` the only module of drafting/ that knows ComfyUI."""
+"""Draft-refine as a ComfyUI sampler, and how it evaluates. With ``devices`` the only module of drafting/ that
+knows ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,26 @@ ASTRAY = 1.05
 POST_CFG = "sampler_post_cfg_function"
 MULTIGPU = ("multigpu_clones", "multigpu_thread_pool")
 BROWNIAN = {
-    k_diffusion.sample_dpmpp_sde: True, k_diffusion.sample_dpmpp_2m_sde: True, k_diffusion.sample_dpmpp_2m_sde_heun: True,
-    k_diffusion.sample_dpmpp_3m_sde: True, k_diffusion.sample_dpmpp_sde_gpu: False, k_diffusion.sample_dpmpp_2m_sde_gpu: False,
-    k_diffusion.sample_dpmpp_2m_sde_heun_gpu: False, k_diffusion.sample_dpmpp_3m_sde_gpu: False,
+    k_diffusion.sample_dpmpp_sde: True,
+    k_diffusion.sample_dpmpp_2m_sde: True,
+    k_diffusion.sample_dpmpp_2m_sde_heun: True,
+    k_diffusion.sample_dpmpp_3m_sde: True,
+    k_diffusion.sample_dpmpp_sde_gpu: False,
+    k_diffusion.sample_dpmpp_2m_sde_gpu: False,
+    k_diffusion.sample_dpmpp_2m_sde_heun_gpu: False,
+    k_diffusion.sample_dpmpp_3m_sde_gpu: False,
 }
-"""Sampler functions whose own noise is a Brownian tree, and whether it lives on the CPU; all others draw from the seed."""
-UNBATCHABLE = ("sampler_cfg_function", "sampler_pre_cfg_function", POST_CFG, "sampler_calc_cond_batch_function",
-               "model_function_wrapper", "context_handler")
+"""Sampler functions whose own noise is a Brownian tree, and whether it lives on the CPU; all others draw from
+the seed.
+"""
+UNBATCHABLE = (
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    POST_CFG,
+    "sampler_calc_cond_batch_function",
+    "model_function_wrapper",
+    "context_handler",
+)
 """Options that may look at one sigma for a whole batch."""
 
 
@@ -63,13 +78,18 @@ class Evaluator:
         return self.evaluate(states, arguments)
 
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
-        return [self.predict(self.model, x, x.new_full([x.shape[0]], sigma), arguments) for x, sigma in states]
+        return [
+            self.predict(self.model, x, x.new_full([x.shape[0]], sigma), arguments) for x, sigma in states
+        ]
 
-    def predict(self, model: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any], **options: Any) -> Tensor:
+    def predict(
+        self, model: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any], **options: Any
+    ) -> Tensor:
         """The guider's prediction [P, ...]; ``options`` replace model options.
 
-        A ``*_cfg_pp`` sampler reads uncond through a post-cfg hook of its own. Where it added one (P = 2), the hook is left
-        out here, uncond is kept beside the prediction, and :meth:`deliver` calls the hook when the sampler gets its answer.
+        A ``*_cfg_pp`` sampler reads uncond through a post-cfg hook of its own. Where it added one (P = 2),
+        the hook is left out here, uncond is kept beside the prediction, and :meth:`deliver` calls the hook
+        when the sampler gets its answer.
         """
         model_options = comfy.model_patcher.create_model_options_clone(arguments["model_options"])
         for key in MULTIGPU:
@@ -98,7 +118,9 @@ class Evaluator:
 class Batch(Evaluator):
     """All states of a round as one batch with a sigma a row, on the model's own device."""
 
-    def __init__(self, model: Any, width: int, own_post_cfg: int, must_pay: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, model: Any, width: int, own_post_cfg: int, must_pay: bool, clock: Callable[[], float]
+    ) -> None:
         super().__init__(model, width, own_post_cfg)
         self._must_pay, self._clock = must_pay, clock
         self._alone: list[float] = []
@@ -120,7 +142,11 @@ class Batch(Evaluator):
             if len(states) == 1:
                 raise
             self.width = max(1, len(states) // 2)
-            log.warning("DizzyDiff: a batch of %d states does not fit into memory; going on with %d.", len(states), self.width)
+            log.warning(
+                "DizzyDiff: a batch of %d states does not fit into memory; going on with %d.",
+                len(states),
+                self.width,
+            )
             comfy.model_management.soft_empty_cache()
             return super().evaluate(states, arguments)
         if self._must_pay:
@@ -128,7 +154,9 @@ class Batch(Evaluator):
         return predictions
 
     def _judge(self, width: int, seconds: float) -> None:
-        """Give up drafting when a batch costs nearly as much as its states apart; the first call of a run warms up."""
+        """Give up drafting when a batch costs nearly as much as its states apart; the first call of a run
+        warms up.
+        """
         if width == 1:
             self._alone.append(seconds)
             return
@@ -136,11 +164,18 @@ class Batch(Evaluator):
         cost = seconds / (width * self._alone[-1])
         if cost > BATCH_PAYS:
             self.width = 1
-            log.info("DizzyDiff: a batch of %d costs %.0f %% of %d calls here, so this image is sampled without drafts.",
-                     width, 100 * cost, width)
+            log.info(
+                "DizzyDiff: a batch of %d costs %.0f %% of %d calls here, so this image is sampled without "
+                "drafts.",
+                width,
+                100 * cost,
+                width,
+            )
 
     def _batched(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
-        """States that see the same conditioning go together: its time ranges are decided by one sigma a batch."""
+        """States that see the same conditioning go together: its time ranges are decided by one sigma a
+        batch.
+        """
         groups: dict[tuple, list[int]] = {}
         for i, (_, sigma) in enumerate(states):
             groups.setdefault(self._active(sigma), []).append(i)
@@ -153,13 +188,20 @@ class Batch(Evaluator):
     def _group(self, states: list[State], arguments: dict[str, Any]) -> Tensor:
         k, rows = len(states), states[0][0].shape[0]
         x = torch.cat([x for x, _ in states])
-        sigma = torch.tensor([sigma for _, sigma in states], dtype=x.dtype).repeat_interleave(rows).to(x.device, non_blocking=True)
+        sigma = (
+            torch.tensor([sigma for _, sigma in states], dtype=x.dtype)
+            .repeat_interleave(rows)
+            .to(x.device, non_blocking=True)
+        )
         if k == 1:
             return self.predict(self.model, x, sigma, arguments)
         model = comfy.samplers.KSamplerX0Inpaint(self.model.inner_model, self.model.sigmas)
         mask, options = arguments.get("denoise_mask"), {}
         if mask is not None:
-            model.noise, model.latent_image = _rows(self.model.noise, rows, k), _rows(self.model.latent_image, rows, k)
+            model.noise, model.latent_image = (
+                _rows(self.model.noise, rows, k),
+                _rows(self.model.latent_image, rows, k),
+            )
             mask_function = arguments["model_options"].get("denoise_mask_function")
             if mask_function is None:
                 mask = _rows(mask, rows, k)
@@ -172,6 +214,7 @@ class Batch(Evaluator):
 
     def _active(self, sigma: float) -> tuple:
         """Which conditions, and which of their ControlNets, take part at sigma."""
+
         def within(start: float | None, end: float | None) -> bool:
             return (start is None or sigma <= start) and (end is None or sigma >= end)
 
@@ -187,13 +230,17 @@ class Batch(Evaluator):
 
 
 class Replicas(Evaluator):
-    """One prediction of the whole guider per device, in core's threads; the first state on the model's own device.
+    """One prediction of the whole guider per device, in core's threads; the first state on the model's own
+    device.
 
-    Core's per-device path is used with a single device named: it moves conditioning, takes the device's ControlNets and brings
-    the prediction back. A device that fails is left out from then on and its states are evaluated here.
+    Core's per-device path is used with a single device named: it moves conditioning, takes the device's
+    ControlNets and brings the prediction back. A device that fails is left out from then on and its states
+    are evaluated here.
     """
 
-    def __init__(self, model: Any, width: int, own_post_cfg: int, clones: dict[torch.device, Any], pool: Any) -> None:
+    def __init__(
+        self, model: Any, width: int, own_post_cfg: int, clones: dict[torch.device, Any], pool: Any
+    ) -> None:
         super().__init__(model, width, own_post_cfg)
         self._clones, self._pool = clones, pool
         self._main, *self._others = clones
@@ -229,13 +276,21 @@ class Replicas(Evaluator):
         with torch.inference_mode():
             clones = {place: self._clones[place]}
             rows = [(x, x.new_full([x.shape[0]], sigma)) for x, sigma in states]
-            return [self.predict(self.model, x, sigma, arguments, multigpu_clones=clones) for x, sigma in rows]
+            return [
+                self.predict(self.model, x, sigma, arguments, multigpu_clones=clones) for x, sigma in rows
+            ]
 
     def _drop(self, place: torch.device, error: Exception) -> None:
         self.width = max(1, self.width * len(self._others) // (1 + len(self._others)))
         self._others.remove(place)
-        log.warning("DizzyDiff: %s failed (%s: %s); its states are evaluated on %s and it is left out for the rest of this image.",
-                    place, type(error).__name__, error, self._main)
+        log.warning(
+            "DizzyDiff: %s failed (%s: %s); its states are evaluated on %s and it is left out for the rest "
+            "of this image.",
+            place,
+            type(error).__name__,
+            error,
+            self._main,
+        )
 
 
 def _rows(tensor: Tensor, rows: int, k: int) -> Tensor:
@@ -243,8 +298,11 @@ def _rows(tensor: Tensor, rows: int, k: int) -> Tensor:
     return tensor.expand(rows, *tensor.shape[1:]).repeat(k, *[1] * (tensor.ndim - 1))
 
 
-def choose_evaluator(model: Any, width: int, options: dict[str, Any], clock: Callable[[], float]) -> Evaluator:
-    """Replicas where Draft Devices made some, else one batch; ``width`` 0: as many states as devices, or BATCH_WIDTH.
+def choose_evaluator(
+    model: Any, width: int, options: dict[str, Any], clock: Callable[[], float]
+) -> Evaluator:
+    """Replicas where Draft Devices made some, else one batch; ``width`` 0: as many states as devices, or
+    BATCH_WIDTH.
 
     Raises :class:`Undraftable` where neither is possible.
     """
@@ -255,15 +313,21 @@ def choose_evaluator(model: Any, width: int, options: dict[str, Any], clock: Cal
     if clones and pool is not None and len(clones) > 1:
         return Replicas(model, width or len(clones), own, clones, pool)
     readers = [key for key in UNBATCHABLE if options.get(key)]
-    if any("hooks" in condition for conditions in model.inner_model.conds.values() for condition in conditions):
+    if any(
+        "hooks" in condition for conditions in model.inner_model.conds.values() for condition in conditions
+    ):
         readers.append("hooks")
     if readers:
-        raise Undraftable(f"there is one device, and {', '.join(readers)} may not understand a batch of several sigmas")
+        raise Undraftable(
+            f"there is one device, and {', '.join(readers)} may not understand a batch of several sigmas"
+        )
     return Batch(model, width or BATCH_WIDTH, own, not told.get("batch", False), clock)
 
 
 def predict_divided(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-    """D of rows [B, ...] that have nothing to do with one another, all at the first of sigma [B]: each device takes a part of them."""
+    """D of rows [B, ...] that have nothing to do with one another, all at the first of sigma [B]: each device
+    takes a part of them.
+    """
     options = extra_args["model_options"]
     clones, pool = (options.get(key) for key in MULTIGPU)
     if not clones or pool is None or len(clones) < 2:
@@ -284,45 +348,93 @@ def noise_of(function: Callable, x: Tensor, sigmas: Tensor, seed: int | None) ->
 class DraftRefine(comfy.samplers.Sampler):
     """Any sampler of ComfyUI, its model's predictions drafted and refined in parallel."""
 
-    def __init__(self, inner: comfy.samplers.Sampler, mode: Mode, width: int, tolerance: float, frozen: bool = False,
-                 on_report: Callable[[Report], None] | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        inner: comfy.samplers.Sampler,
+        mode: Mode,
+        width: int,
+        tolerance: float,
+        frozen: bool = False,
+        on_report: Callable[[Report], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.inner, self.mode, self.width, self.tolerance, self.frozen = inner, mode, width, tolerance, frozen
         self._on_report, self._clock = on_report, clock
 
-    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False) -> Tensor:
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
         inner = self.inner
         if isinstance(inner, comfy.samplers.KSAMPLER):
             inner = comfy.samplers.KSAMPLER(self._run, inner.extra_options, inner.inpaint_options)
         else:
             _tell(f"{type(inner).__name__} is not made of a sampler function")
-        return inner.sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+        return inner.sample(
+            model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+        )
 
-    def _run(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool,
-             **options: Any) -> Tensor:
+    def _run(
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool,
+        **options: Any,
+    ) -> Tensor:
         function = self.inner.sampler_function
         started = self._clock()
         try:
             speculative = self._speculative(function, model, x, sigmas, extra_args, options)
         except Undraftable as why:
             _tell(str(why))
-            return function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+            return function(
+                model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options
+            )
         run, noise = bind(function, extra_args, options, disable), speculative.tape.reader()
         result = run(speculative, x, sigmas, callback, noise)
         report = speculative.report
-        log.info("DizzyDiff: %d steps (%d predictions) in %d rounds on %s, %d drafts dropped, largest deviation %.1e, %.2f s.",
-                 len(sigmas) - 1, len(speculative.calls), len(report.rounds), speculative.evaluate, report.rejections,
-                 report.largest_deviation, self._clock() - started)
+        log.info(
+            "DizzyDiff: %d steps (%d predictions) in %d rounds on %s, %d drafts dropped, largest deviation "
+            "%.1e, %.2f s.",
+            len(sigmas) - 1,
+            len(speculative.calls),
+            len(report.rounds),
+            speculative.evaluate,
+            report.rejections,
+            report.largest_deviation,
+            self._clock() - started,
+        )
         if self.mode == "verified" and report.largest_deviation > ASTRAY * self.tolerance:
-            log.warning("DizzyDiff: this sampler arrived %.1e from a draft where %.1e was allowed: it steps otherwise than a dry run of it "
-                        "does, so the image is not the plain sampler's. Draw it with a width of 1.",
-                        report.largest_deviation, self.tolerance)
+            log.warning(
+                "DizzyDiff: this sampler arrived %.1e from a draft where %.1e was allowed: it steps "
+                "otherwise than a dry run of it "
+                "does, so the image is not the plain sampler's. Draw it with a width of 1.",
+                report.largest_deviation,
+                self.tolerance,
+            )
         if self._on_report is not None:
             self._on_report(report)
         return result
 
-    def _speculative(self, function: Callable, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any],
-                     options: dict[str, Any]) -> SpeculativeModel:
+    def _speculative(
+        self,
+        function: Callable,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        options: dict[str, Any],
+    ) -> SpeculativeModel:
         if self.width == 1 or (self.mode == "verified" and self.tolerance == 0):
             raise Undraftable("a width of 1 or a tolerance of 0 leaves nothing to draft")
         if options.get("s_churn"):
@@ -333,27 +445,42 @@ class DraftRefine(comfy.samplers.Sampler):
         flow = isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
         space = Space(flow_signal if flow else unit_signal)
         policy = Policy(self.mode, evaluate.width, self.tolerance)
-        how = Drafting.frozen(policy, space) if self.frozen else Drafting.extrapolated(policy, space, foretold.stochastic)
+        how = (
+            Drafting.frozen(policy, space)
+            if self.frozen
+            else Drafting.extrapolated(policy, space, foretold.stochastic)
+        )
         draw = options.get("noise_sampler") or noise_of(function, x, sigmas, extra_args.get("seed"))
-        return SpeculativeModel(model, foretold, evaluate, evaluate.deliver, NoiseTape(draw, foretold.asks, sigmas), how)
+        return SpeculativeModel(
+            model, foretold, evaluate, evaluate.deliver, NoiseTape(draw, foretold.asks, sigmas), how
+        )
 
 
-def bind(function: Callable, extra_args: dict[str, Any], options: dict[str, Any], disable: bool) -> SamplerRun:
+def bind(
+    function: Callable, extra_args: dict[str, Any], options: dict[str, Any], disable: bool
+) -> SamplerRun:
     """A sampler function with all but model, state, sigmas, callback and noise bound."""
     noisy = "noise_sampler" in inspect.signature(function).parameters
 
     def run(model: Any, x: Tensor, sigmas: Tensor, callback: Any, noise: NoiseSampler) -> Tensor:
         bound = {**options, "noise_sampler": noise} if noisy else options
-        return function(model, x, sigmas, extra_args=dict(extra_args), callback=callback, disable=disable, **bound)
+        return function(
+            model, x, sigmas, extra_args=dict(extra_args), callback=callback, disable=disable, **bound
+        )
 
     return run
 
 
 def foretell(run: SamplerRun, model: Any, evaluate: Evaluator, sigmas: Tensor, ndim: int) -> Plan:
-    """The :func:`~.calls.plan` of a sampler that gets its answers from ``evaluate``. Raises :class:`Undraftable`."""
+    """The :func:`~.calls.plan` of a sampler that gets its answers from ``evaluate``. Raises
+    :class:`Undraftable`.
+    """
 
     def stand_in(answer: Answer) -> StandIn:
-        return StandIn(model, lambda x, sigma, **arguments: evaluate.deliver(answer(x, sigma), x, float(sigma[0]), arguments))
+        return StandIn(
+            model,
+            lambda x, sigma, **arguments: evaluate.deliver(answer(x, sigma), x, float(sigma[0]), arguments),
+        )
 
     return plan(run, stand_in, sigmas, ndim)
 

@@ -44,7 +44,8 @@ Made = TypeVar("Made", Known, Combined)
 def newest(known: Sequence[Made]) -> list[Made]:
     """From high to low sigma; of several at one sigma the last given.
 
-    Samplers that compute sigmas of their own come back to one with a rounding of it, and no polynomial goes through both.
+    Samplers that compute sigmas of their own come back to one with a rounding of it, and no polynomial goes
+    through both.
     """
     kept: list[Made] = []
     for each in reversed(known):
@@ -103,7 +104,9 @@ class Span:
 
 
 class Gram:
-    """Inner products of combinations of vectors of which all inner products are known. The host waits for the first."""
+    """Inner products of combinations of vectors of which all inner products are known. The host waits for the
+    first.
+    """
 
     def __init__(self, read: Callable[[], list[list[float]]]) -> None:
         self._products = functools.cache(read)

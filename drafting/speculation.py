@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A model that answers a sampler from drafts evaluated in parallel.
 
-A k-diffusion sampler is a function that asks a model for D(x, sigma), again and again. The sampler is left alone and its
-model replaced by :class:`SpeculativeModel`. Asked for D(x, sigma), it
+A k-diffusion sampler is a function that asks a model for D(x, sigma), again and again. The sampler is left
+alone and its model replaced by :class:`SpeculativeModel`. Asked for D(x, sigma), it
 
-1. looks whether a draft of this question was evaluated; if so, and it lies near enough, the answer is the draft's
+1. looks whether a draft of this question was evaluated; if so, and it lies near enough, the answer is the
+   draft's
    prediction carried over to x: one round saved;
-2. else opens a window: it drafts the states of the next k - 1 questions, as the sampler will combine them (``calls``), from
-   answers that it extrapolates, evaluates x and the drafts in parallel (one round), keeps the predictions, returns the first
-   (``window``).
+2. else opens a window: it drafts the states of the next k - 1 questions, as the sampler will combine them
+   (``calls``), from answers that it extrapolates, evaluates x and the drafts in parallel (one round), keeps
+   the predictions, returns the first (``window``).
 
-DRiffusion (arXiv 2603.25872) is this with the Euler sampler, eps frozen and eps carried, and drafts always accepted.
+DRiffusion (arXiv 2603.25872) is this with the Euler sampler, eps frozen and eps carried, and drafts always
+accepted.
 """
 
 from __future__ import annotations
@@ -46,12 +48,16 @@ class Evaluate(Protocol):
         """States the next round may hold."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
-        """Predictions [P, ...] at states (x, sigma), in parallel; P is 1, or 2 where the sampler needs uncond too."""
+        """Predictions [P, ...] at states (x, sigma), in parallel; P is 1, or 2 where the sampler needs uncond
+        too.
+        """
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One state of a round: question ``call``; how far the sampler arrived from it (None: it stood there, or never arrived)."""
+    """One state of a round: question ``call``; how far the sampler arrived from it (None: it stood there, or
+    never arrived).
+    """
 
     call: int
     deviation: float | None = None
@@ -81,7 +87,15 @@ class Report:
 class SpeculativeModel:
     """D(x, sigma) from drafts. Attributes it has not are the wrapped model's."""
 
-    def __init__(self, model: Any, plan: Plan, evaluate: Evaluate, deliver: Deliver, tape: NoiseTape, drafting: Drafting) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        evaluate: Evaluate,
+        deliver: Deliver,
+        tape: NoiseTape,
+        drafting: Drafting,
+    ) -> None:
         self.plan, self.calls, self.evaluate, self.tape = plan, plan.calls, evaluate, tape
         self._model, self._deliver, self._how = model, deliver, drafting
         self._asked = 0
@@ -94,7 +108,9 @@ class SpeculativeModel:
 
     @property
     def report(self) -> Report:
-        """What happened so far. Drafts that were used have the deviation measured where the sampler did arrive."""
+        """What happened so far. Drafts that were used have the deviation measured where the sampler did
+        arrive.
+        """
         used, self._used = self._used, []
         norms = torch.stack([norm for _, norm, _, _ in used]).tolist() if used else []
         for (n, _, unit, found), norm in zip(used, norms, strict=True):
@@ -117,8 +133,9 @@ class SpeculativeModel:
     def _from_window(self, n: int, x: Tensor) -> Tensor | None:
         """The prediction of a draft of this question, carried to x, if there is one and it lies near enough.
 
-        Its deviation is how far that may be off, relative to the data, as far as one can know without an evaluation at x:
-        RMS(x - x~) / s, which bounds it for Gaussian data, times the roughness of what was found.
+        Its deviation is how far that may be off, relative to the data, as far as one can know without an
+        evaluation at x: RMS(x - x~) / s, which bounds it for Gaussian data, times the roughness of what was
+        found.
         """
         if n not in self._window:
             return None
@@ -133,7 +150,9 @@ class SpeculativeModel:
         return prediction
 
     def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        width = min(self._how.policy.width(len(self._report.rounds), len(self.calls) - n), self.evaluate.capacity)
+        width = min(
+            self._how.policy.width(len(self._report.rounds), len(self.calls) - n), self.evaluate.capacity
+        )
         window = Window(self._how, self.calls, self.tape, n, x, self._answers, self._stale)
         drafts = window.drafts(width - 1, self._found)
         states = [(state, self.calls[m].sigma) for m, state in enumerate([x, *drafts], n)]
@@ -150,7 +169,9 @@ class SpeculativeModel:
         states[n - states[0].call] = Evaluated(n, deviation, accepted)
 
     def _forget(self, n: int) -> None:
-        """Keep the answers and noises on which states to come depend, and the newest answers at the last HISTORY sigmas."""
+        """Keep the answers and noises on which states to come depend, and the newest answers at the last
+        HISTORY sigmas.
+        """
         answer, noise = self.plan.oldest(n)
         known = {id(each) for each in newest([*self._answers.values()])[-HISTORY:]}
         for m in [m for m, each in self._answers.items() if m < answer and id(each) not in known]:

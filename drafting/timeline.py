@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The timeline of a drafted run as a picture: rounds from left to right, the states of a round from top to bottom."""
+"""The timeline of a drafted run as a picture: rounds from left to right, the states of a round from top to
+bottom.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ SCALE = ((1e-4, (38, 130, 142)), (1e-3, (94, 201, 98)), (1e-2, (253, 200, 60)), 
 
 def colour(deviation: float) -> tuple[int, int, int]:
     """The colour of a deviation: green where the draft was near, red where it was far."""
-    place = (math.log10(max(deviation, 1e-12)) - math.log10(SCALE[0][0])) / math.log10(SCALE[1][0] / SCALE[0][0])
+    place = (math.log10(max(deviation, 1e-12)) - math.log10(SCALE[0][0])) / math.log10(
+        SCALE[1][0] / SCALE[0][0]
+    )
     place = min(max(place, 0.0), len(SCALE) - 1.0)
     low = min(int(place), len(SCALE) - 2)
     a, b = SCALE[low][1], SCALE[low + 1][1]
@@ -29,7 +33,9 @@ def colour(deviation: float) -> tuple[int, int, int]:
 
 
 def draw(report: Report, places: list[str]) -> Image.Image:
-    """RGB picture of a report; ``places`` are the devices that take the states of a round in turn, none where one takes all."""
+    """RGB picture of a report; ``places`` are the devices that take the states of a round in turn, none where
+    one takes all.
+    """
     rows = max(len(states) for states in report.rounds)
     names = [places[row % len(places)] if places else "draft" if row else "state" for row in range(rows)]
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
@@ -53,7 +59,9 @@ def draw(report: Report, places: list[str]) -> Image.Image:
     return image
 
 
-def _cell(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: Evaluated, anchor: bool, font: Font) -> None:
+def _cell(
+    pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: Evaluated, anchor: bool, font: Font
+) -> None:
     fill = ANCHOR if anchor else UNUSED if state.deviation is None else colour(state.deviation)
     pen.rounded_rectangle(box, 5, fill)
     if state.accepted is False:
@@ -61,7 +69,9 @@ def _cell(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: Evalu
         pen.line(((box[0] + 6, box[3] - 6), (box[2] - 6, box[1] + 6)), INK, 3)
     else:
         ink = PAPER if anchor else INK
-        pen.text(((box[0] + box[2]) // 2, (box[1] + box[3]) // 2), str(state.call + 1), ink, font, anchor="mm")
+        pen.text(
+            ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2), str(state.call + 1), ink, font, anchor="mm"
+        )
 
 
 def _legend(pen: ImageDraw.ImageDraw, left: int, top: int, font: Font) -> None:
@@ -72,4 +82,9 @@ def _legend(pen: ImageDraw.ImageDraw, left: int, top: int, font: Font) -> None:
         pen.rounded_rectangle((x, top, x + 18, top + 18), 4, shade)
         pen.text((x + 24, top + 9), label, INK, font, anchor="lm")
         x += 24 + int(font.getlength(label)) + 18
-    pen.text((left, top + 28), "crossed out: too far from where the sampler arrived, dropped and drafted again", INK, font)
+    pen.text(
+        (left, top + 28),
+        "crossed out: too far from where the sampler arrived, dropped and drafted again",
+        INK,
+        font,
+    )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One window: the states to evaluate in a round, and what their predictions tell.
 
-Drafts, and the states at which the sampler will arrive once the predictions are known, are linear combinations of what is in hand.
-So is every error that tells something. One matrix of inner products, read once, holds it all.
+Drafts, and the states at which the sampler will arrive once the predictions are known, are linear
+combinations of what is in hand. So is every error that tells something. One matrix of inner products, read
+once, holds it all.
 """
 
 from __future__ import annotations
@@ -38,19 +39,28 @@ class Drafting:
 
     @classmethod
     def extrapolated(cls, policy: Policy, space: Space, stochastic: bool) -> Drafting:
-        """What deviates least: eps of a smooth trajectory is extrapolated; eps at a state with fresh noise contains that noise,
-        so there the newest prediction follows the state by a learned share."""
+        """What deviates least: eps of a smooth trajectory is extrapolated; eps at a state with fresh noise
+        contains that noise, so there the newest prediction follows the state by a learned share."""
         return cls(policy, Following() if stochastic else Trend((2, 3, 1)), "F", space)
 
 
 class Window:
     """From the n-th question on, which the sampler asks at x.
 
-    ``answers`` are those on which states to come may depend; ``stale`` are predictions at drafts that were dropped, by question.
+    ``answers`` are those on which states to come may depend; ``stale`` are predictions at drafts that were
+    dropped, by question.
     """
 
-    def __init__(self, how: Drafting, calls: Sequence[Call], tape: NoiseTape, n: int, x: Tensor,
-                 answers: dict[int, Known], stale: dict[int, Known]) -> None:
+    def __init__(
+        self,
+        how: Drafting,
+        calls: Sequence[Call],
+        tape: NoiseTape,
+        n: int,
+        x: Tensor,
+        answers: dict[int, Known],
+        stale: dict[int, Known],
+    ) -> None:
         self._how, self._calls, self._tape, self._n, self._size = how, calls, tape, n, x.numel()
         self._span = span = Span()
         self._answers = {i: span.known(answer) for i, answer in answers.items()}
@@ -61,7 +71,9 @@ class Window:
         self._x = [span.vector(x)]
 
     def drafts(self, count: int, found: Findings) -> list[Tensor]:
-        """The states of the next ``count`` questions from guessed answers; none where nothing is known to guess from."""
+        """The states of the next ``count`` questions from guessed answers; none where nothing is known to
+        guess from.
+        """
         if not self._known or not count:
             return []
         x = {i: answer.x for i, answer in self._answers.items()} | {self._n: self._x[0]}
@@ -74,10 +86,14 @@ class Window:
         return list(self._span.evaluate(self._x[1:]))
 
     def findings(self, before: Findings, predictions: Sequence[Tensor]) -> Findings:
-        """What the ``predictions`` at x and at the drafts tell; about what they do not, the findings ``before``."""
+        """What the ``predictions`` at x and at the drafts tell; about what they do not, the findings
+        ``before``.
+        """
         how, n, calls = self._how, self._n, self._calls
-        seen = {m: Combined(x, calls[m].sigma, tuple(map(self._span.vector, prediction)))
-                for m, (x, prediction) in enumerate(zip(self._x, predictions, strict=True), n)}
+        seen = {
+            m: Combined(x, calls[m].sigma, tuple(map(self._span.vector, prediction)))
+            for m, (x, prediction) in enumerate(zip(self._x, predictions, strict=True), n)
+        }
         rows: list[Combination] = []
 
         def entered(parts: Parts) -> Parts:
@@ -85,9 +101,16 @@ class Window:
             return tuple({len(rows) - len(parts) + p: 1.0} for p in range(len(parts)))
 
         drafted = len(seen) > 1
-        evidence = [entered(parts) for parts in how.guess.evidence(how.space, self._known, seen[max(seen)])] if drafted else []
-        pairs = {m: Pair(entered((less(seen[m].x, old.x),))[0], entered(off(seen[m].prediction, old.prediction)))
-                 for m, old in self._stale.items() if m in seen}
+        evidence = (
+            [entered(parts) for parts in how.guess.evidence(how.space, self._known, seen[max(seen)])]
+            if drafted
+            else []
+        )
+        pairs = {
+            m: Pair(entered((less(seen[m].x, old.x),))[0], entered(off(seen[m].prediction, old.prediction)))
+            for m, old in self._stale.items()
+            if m in seen
+        }
         guesses = self._guesses if how.policy.decides else {}
         wrong = {m: entered(off(seen[m].prediction, guess)) for m, guess in guesses.items()}
         gram, setting, unpaired = self._span.gram(rows), before.setting, before.unpaired

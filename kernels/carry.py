@@ -12,8 +12,8 @@ from .dispatch import Backend, backend
 def carry(D: Tensor, at: Tensor, x: Tensor, c: float, by: Backend | None = None) -> tuple[Tensor, Tensor]:
     """A prediction D [P, ...] made at x~ (``at``) [...], carried to x [...], and how far that is.
 
-    Returns D + c (x - x~) of D's shape and dtype, and ||x - x~|| in fp32 or wider, on the device, with no dimension.
-    ``by``: the implementation; by default the one that :func:`~.dispatch.backend` chooses.
+    Returns D + c (x - x~) of D's shape and dtype, and ||x - x~|| in fp32 or wider, on the device, with no
+    dimension. ``by``: the implementation; by default the one that :func:`~.dispatch.backend` chooses.
     """
     if (by or backend("carry", D, at, x)) == "triton":
         from .carry_triton import launch

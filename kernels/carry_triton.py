@@ -26,7 +26,9 @@ def kernel(  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
     i = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
-    offset = tl.load(x + i, mask=inside, other=0.0).to(tl.float32) - tl.load(at + i, mask=inside, other=0.0).to(tl.float32)
+    offset = tl.load(x + i, mask=inside, other=0.0).to(tl.float32) - tl.load(
+        at + i, mask=inside, other=0.0
+    ).to(tl.float32)
     tl.store(squares + program, tl.sum(offset * offset))
     at_p = i
     for _ in tl.static_range(P):

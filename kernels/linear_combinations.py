@@ -11,11 +11,14 @@ from torch import Tensor
 from .dispatch import Backend, backend
 
 
-def linear_combinations(weights: Sequence[Sequence[float]], tensors: Sequence[Tensor], by: Backend | None = None) -> Tensor:
-    """[R, ...] of R rows of ``weights`` over at least one tensor [...], all of one shape; summed in fp32 or wider.
+def linear_combinations(
+    weights: Sequence[Sequence[float]], tensors: Sequence[Tensor], by: Backend | None = None
+) -> Tensor:
+    """[R, ...] of R rows of ``weights`` over at least one tensor [...], all of one shape; summed in fp32 or
+    wider.
 
-    The result has the tensors' dtype (the widest of theirs). ``by``: the implementation; by default the one that
-    :func:`~.dispatch.backend` chooses.
+    The result has the tensors' dtype (the widest of theirs). ``by``: the implementation; by default the one
+    that :func:`~.dispatch.backend` chooses.
     """
     if (by or backend("linear_combinations", *tensors)) == "triton":
         from .linear_combinations_triton import launch

@@ -37,11 +37,19 @@ def kernel(  # type: ignore[no-untyped-def]
 
 
 def launch(weights: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> Tensor:
-    R, first, dtype = len(weights), tensors[0], functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    R, first, dtype = (
+        len(weights),
+        tensors[0],
+        functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors)),
+    )
     out = first.new_empty([R, *first.shape], dtype=dtype)
     if out.numel():
-        flat, rows = tuple(tensor.contiguous() for tensor in tensors), torch.tensor(weights, dtype=torch.float32)
+        flat, rows = (
+            tuple(tensor.contiguous() for tensor in tensors),
+            torch.tensor(weights, dtype=torch.float32),
+        )
         block, ROWS = BLOCK, triton.next_power_of_2(R)
         kernel[(triton.cdiv(first.numel(), block),)](
-            flat, rows.to(first.device, non_blocking=True), out, first.numel(), R=R, ROWS=ROWS, BLOCK=block)
+            flat, rows.to(first.device, non_blocking=True), out, first.numel(), R=R, ROWS=ROWS, BLOCK=block
+        )
     return out

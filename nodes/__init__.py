@@ -6,6 +6,17 @@ from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 
-NODE_CLASSES = [LoadStudent, LoadPipeline, StudentGuidance, GuidanceSweep, StudentSampler, DistillGuidance,
-                DraftDevices, DraftRefineSampler, DraftRefineKSampler,
-                StabilityProfile, StabilityGrid, StabilitySampler]
+NODE_CLASSES = [
+    LoadStudent,
+    LoadPipeline,
+    StudentGuidance,
+    GuidanceSweep,
+    StudentSampler,
+    DistillGuidance,
+    DraftDevices,
+    DraftRefineSampler,
+    DraftRefineKSampler,
+    StabilityProfile,
+    StabilityGrid,
+    StabilitySampler,
+]

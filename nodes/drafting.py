@@ -21,36 +21,68 @@ TOLERANCE = 0.01
 
 
 def _mode() -> io.Combo.Input:
-    return io.Combo.Input("mode", options=MODES, default="verified",
-                          tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. aggressive: "
-                                  "drafts are always used. conservative: every second round evaluates one state.")
+    return io.Combo.Input(
+        "mode",
+        options=MODES,
+        default="verified",
+        tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. "
+        "aggressive: "
+        "drafts are always used. conservative: every second round evaluates one state.",
+    )
 
 
 def _width() -> io.Int.Input:
-    return io.Int.Input("width", default=0, min=0, max=64,
-                        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch on one.")
+    return io.Int.Input(
+        "width",
+        default=0,
+        min=0,
+        max=64,
+        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch "
+        "on one.",
+    )
 
 
 def _tolerance() -> io.Float.Input:
-    return io.Float.Input("tolerance", default=TOLERANCE, min=0.0, max=1.0, step=0.001, round=0.0001,
-                          tooltip="For verified: how far a draft may be off, relative to the picture. 0 samples step by step.")
+    return io.Float.Input(
+        "tolerance",
+        default=TOLERANCE,
+        min=0.0,
+        max=1.0,
+        step=0.001,
+        round=0.0001,
+        tooltip="For verified: how far a draft may be off, relative to the picture. 0 samples step by step.",
+    )
 
 
 class DraftDevices(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffDevices", display_name="Draft Devices", category=CATEGORY,
-            description="Where Draft-Refine evaluates: a copy of the model on every device, or one batch on the model's own.",
+            node_id="DizzyDiffDevices",
+            display_name="Draft Devices",
+            category=CATEGORY,
+            description="Where Draft-Refine evaluates: a copy of the model on every device, or one batch on "
+            "the model's own.",
             search_aliases=["multi gpu", "multigpu", "parallel", "devices", "distributed", "多显卡"],
             inputs=[
-                io.Model.Input("model", tooltip="The model, with its LoRAs and patches: each device gets a copy of it."),
-                io.String.Input("devices", default="auto",
-                                tooltip="auto: all GPUs; on a single one a batch, if that pays. batch: always a batch on one device. "
-                                        "Or a list such as: cuda:0, cuda:1"),
+                io.Model.Input(
+                    "model", tooltip="The model, with its LoRAs and patches: each device gets a copy of it."
+                ),
+                io.String.Input(
+                    "devices",
+                    default="auto",
+                    tooltip="auto: all GPUs; on a single one a batch, if that pays. batch: always a batch "
+                    "on one device. "
+                    "Or a list such as: cuda:0, cuda:1",
+                ),
                 _width(),
             ],
-            outputs=[io.Model.Output(tooltip="The model, for the draft-refine samplers. Others sample it as before.")])
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model, for the draft-refine samplers. Others sample it as before."
+                )
+            ],
+        )
 
     @classmethod
     def validate_inputs(cls, devices: str = "auto") -> bool | str:
@@ -70,20 +102,42 @@ class DraftRefineSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffDraftRefine", display_name="Draft-Refine Sampler", category=CATEGORY,
-            description="Makes any sampler work on several predictions at once: it drafts the next states, evaluates them in parallel, "
-                        "and refines. Put Draft Devices before the guider.",
-            search_aliases=["multi gpu", "multigpu", "parallel", "draft", "speculative", "speed up", "多显卡"],
+            node_id="DizzyDiffDraftRefine",
+            display_name="Draft-Refine Sampler",
+            category=CATEGORY,
+            description="Makes any sampler work on several predictions at once: it drafts the next states, "
+            "evaluates them in parallel, "
+            "and refines. Put Draft Devices before the guider.",
+            search_aliases=[
+                "multi gpu",
+                "multigpu",
+                "parallel",
+                "draft",
+                "speculative",
+                "speed up",
+                "多显卡",
+            ],
             inputs=[
                 io.Sampler.Input("sampler", tooltip="From KSamplerSelect or any node that gives a SAMPLER."),
-                _mode(), _width(), _tolerance(),
-                io.Combo.Input("drafts", options=["extrapolated", "frozen"], default="extrapolated", advanced=True,
-                               tooltip="extrapolated: follows the trend of the last predictions. frozen: holds the last one."),
+                _mode(),
+                _width(),
+                _tolerance(),
+                io.Combo.Input(
+                    "drafts",
+                    options=["extrapolated", "frozen"],
+                    default="extrapolated",
+                    advanced=True,
+                    tooltip="extrapolated: follows the trend of the last predictions. frozen: holds the "
+                    "last one.",
+                ),
             ],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")])
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+        )
 
     @classmethod
-    def execute(cls, sampler: Any, mode: str, width: int, tolerance: float, drafts: str = "extrapolated") -> io.NodeOutput:
+    def execute(
+        cls, sampler: Any, mode: str, width: int, tolerance: float, drafts: str = "extrapolated"
+    ) -> io.NodeOutput:
         return io.NodeOutput(DraftRefine(sampler, mode, width, tolerance, frozen=drafts == "frozen"))  # type: ignore[arg-type]
 
 
@@ -91,34 +145,79 @@ class DraftRefineKSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffDraftRefineKSampler", display_name="Draft-Refine KSampler", category=CATEGORY,
-            description="KSampler in a fraction of the rounds, on several devices or in batches on one. The second output shows what was "
-                        "evaluated when, and how far each draft was off.",
+            node_id="DizzyDiffDraftRefineKSampler",
+            display_name="Draft-Refine KSampler",
+            category=CATEGORY,
+            description="KSampler in a fraction of the rounds, on several devices or in batches on one. The "
+            "second output shows what was "
+            "evaluated when, and how far each draft was off.",
             search_aliases=["multi gpu", "multigpu", "parallel", "draft", "ksampler", "speed up", "多显卡"],
             inputs=[
-                inputs.model(), inputs.seed(), inputs.steps(28), inputs.cfg(8.0), inputs.sampler_name(), inputs.scheduler(),
-                inputs.positive(), inputs.negative(), inputs.latent_image(), inputs.denoise(), _mode(), _width(), _tolerance(),
+                inputs.model(),
+                inputs.seed(),
+                inputs.steps(28),
+                inputs.cfg(8.0),
+                inputs.sampler_name(),
+                inputs.scheduler(),
+                inputs.positive(),
+                inputs.negative(),
+                inputs.latent_image(),
+                inputs.denoise(),
+                _mode(),
+                _width(),
+                _tolerance(),
             ],
-            outputs=[io.Latent.Output(tooltip="What KSampler would give, within the tolerance."),
-                     io.Image.Output(display_name="timeline", tooltip="Every round: where the sampler stood, its drafts, and how far "
-                                                                      "each was off.")])
+            outputs=[
+                io.Latent.Output(tooltip="What KSampler would give, within the tolerance."),
+                io.Image.Output(
+                    display_name="timeline",
+                    tooltip="Every round: where the sampler stood, its drafts, and how far each was off.",
+                ),
+            ],
+        )
 
     @classmethod
     def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
         return inputs.check_denoise(denoise)
 
     @classmethod
-    def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, positive: list, negative: list,
-                latent_image: dict, denoise: float, mode: str, width: int, tolerance: float) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: list,
+        negative: list,
+        latent_image: dict,
+        denoise: float,
+        mode: str,
+        width: int,
+        tolerance: float,
+    ) -> io.NodeOutput:
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         reports: list[Report] = []
-        sampler = DraftRefine(comfy.samplers.sampler_object(sampler_name), mode, width, tolerance,  # type: ignore[arg-type]
-                              on_report=reports.append)
-        sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise).sigmas
-        sampled = SamplerCustom.execute(model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image)
+        sampler = DraftRefine(
+            comfy.samplers.sampler_object(sampler_name),
+            mode,
+            width,
+            tolerance,  # type: ignore[arg-type]
+            on_report=reports.append,
+        )
+        sigmas = comfy.samplers.KSampler(
+            model, steps, model.load_device, sampler_name, scheduler, denoise
+        ).sigmas
+        sampled = SamplerCustom.execute(
+            model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
+        )
         replicas = model.get_additional_models_with_key("multigpu")
-        return io.NodeOutput(sampled.result[0], picture_of(reports, [str(each.load_device) for each in (model, *replicas) if replicas]))
+        return io.NodeOutput(
+            sampled.result[0],
+            picture_of(reports, [str(each.load_device) for each in (model, *replicas) if replicas]),
+        )
 
 
 def picture_of(reports: list[Report], places: list[str]) -> torch.Tensor:

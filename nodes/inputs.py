@@ -5,7 +5,9 @@ import comfy.samplers
 from comfy_api.latest import io
 
 LEAST_DENOISE = 0.001
-"""A sampler for a share of the noise is the end of one of steps / denoise steps, which no memory holds for a share near 0."""
+"""A sampler for a share of the noise is the end of one of steps / denoise steps, which no memory holds for a
+share near 0.
+"""
 
 
 def model() -> io.Model.Input:
@@ -13,7 +15,9 @@ def model() -> io.Model.Input:
 
 
 def seed(tooltip: str = "Of the noise.") -> io.Int.Input:
-    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )
 
 
 def steps(default: int) -> io.Int.Input:
@@ -21,16 +25,33 @@ def steps(default: int) -> io.Int.Input:
 
 
 def cfg(default: float) -> io.Float.Input:
-    return io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01,
-                          tooltip="How closely the prompt is followed. 1 for guided students: their guidance is an input of their own.")
+    return io.Float.Input(
+        "cfg",
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="How closely the prompt is followed. 1 for guided students: their guidance is an input of "
+        "their own.",
+    )
 
 
 def sampler_name(default: str | None = None) -> io.Combo.Input:
-    return io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default=default, tooltip="Any sampler of ComfyUI.")
+    return io.Combo.Input(
+        "sampler_name",
+        options=comfy.samplers.SAMPLER_NAMES,
+        default=default,
+        tooltip="Any sampler of ComfyUI.",
+    )
 
 
 def scheduler() -> io.Combo.Input:
-    return io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, tooltip="How the steps are spread over the noise levels.")
+    return io.Combo.Input(
+        "scheduler",
+        options=comfy.samplers.SCHEDULER_NAMES,
+        tooltip="How the steps are spread over the noise levels.",
+    )
 
 
 def positive() -> io.Conditioning.Input:
@@ -42,12 +63,22 @@ def negative() -> io.Conditioning.Input:
 
 
 def latent_image() -> io.Latent.Input:
-    return io.Latent.Input("latent_image", tooltip="The latent to sample from: an empty one, or a picture, with its mask where it has one.")
+    return io.Latent.Input(
+        "latent_image",
+        tooltip="The latent to sample from: an empty one, or a picture, with its mask where it has one.",
+    )
 
 
 def denoise() -> io.Float.Input:
-    return io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                          tooltip="The share of the noise that is added and removed. Below 1, the picture given is kept in part.")
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="The share of the noise that is added and removed. Below 1, the picture given is kept in "
+        "part.",
+    )
 
 
 def check_denoise(denoise: float) -> bool | str:

@@ -31,28 +31,74 @@ class StabilityProfile(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffStabilityProfile", display_name="Measure Stability", category=CATEGORY,
-            description="Measures how errors arise and grow in this very model, with this prompt, CFG and size, for Stability Grid. Done "
-                        "once: the profile is kept in ComfyUI's user folder.",
+            node_id="DizzyDiffStabilityProfile",
+            display_name="Measure Stability",
+            category=CATEGORY,
+            description="Measures how errors arise and grow in this very model, with this prompt, CFG and "
+            "size, for Stability Grid. Done "
+            "once: the profile is kept in ComfyUI's user folder.",
             search_aliases=["sigmas", "scheduler", "calibrate", "align your steps", "gits", "schedule"],
             inputs=[
-                inputs.model(), inputs.positive(), inputs.negative(), inputs.cfg(4.0),
-                io.Latent.Input("latent", tooltip="Its size is what counts; its rows say how many probes a device evaluates at once."),
-                io.Int.Input("levels", default=THOROUGH.levels, min=8, max=128,
-                             tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 model calls."),
-                io.Int.Input("probes", default=THOROUGH.probes, min=1, max=128,
-                             tooltip="Trajectories. 24 levels and 12 probes cost 444 model calls."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="Of the probes. Another seed is another measurement."),
+                inputs.model(),
+                inputs.positive(),
+                inputs.negative(),
+                inputs.cfg(4.0),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Its size is what counts; its rows say how many probes a device evaluates at "
+                    "once.",
+                ),
+                io.Int.Input(
+                    "levels",
+                    default=THOROUGH.levels,
+                    min=8,
+                    max=128,
+                    tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 "
+                    "model calls.",
+                ),
+                io.Int.Input(
+                    "probes",
+                    default=THOROUGH.probes,
+                    min=1,
+                    max=128,
+                    tooltip="Trajectories. 24 levels and 12 probes cost 444 model calls.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the probes. Another seed is another measurement.",
+                ),
             ],
-            outputs=[STABILITY_PROFILE.Output(display_name="profile", tooltip="For Stability Grid, with any number of steps and solver."),
-                     io.Image.Output(display_name="plot", tooltip="From high noise to low: how errors arise and grow, and the points of "
-                                                                  "three grids.")])
+            outputs=[
+                STABILITY_PROFILE.Output(
+                    display_name="profile", tooltip="For Stability Grid, with any number of steps and solver."
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="From high noise to low: how errors arise and grow, and the points of "
+                    "three grids.",
+                ),
+            ],
+        )
 
     @classmethod
-    def execute(cls, model: Any, positive: list, negative: list, cfg: float, latent: dict, levels: int, probes: int,
-                seed: int) -> io.NodeOutput:
-        measured = measure(Subject(model, positive, negative, cfg, latent, seed), Effort(levels, probes, THOROUGH.directions))
+    def execute(
+        cls,
+        model: Any,
+        positive: list,
+        negative: list,
+        cfg: float,
+        latent: dict,
+        levels: int,
+        probes: int,
+        seed: int,
+    ) -> io.NodeOutput:
+        measured = measure(
+            Subject(model, positive, negative, cfg, latent, seed), Effort(levels, probes, THOROUGH.directions)
+        )
         return io.NodeOutput(measured, picture_of(measured))
 
 
@@ -60,26 +106,45 @@ class StabilityGrid(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffStabilityGrid", display_name="Stability Grid", category=CATEGORY,
-            description="Sigmas for a number of steps and a kind of solver, from what was measured of the model. For SamplerCustom.",
+            node_id="DizzyDiffStabilityGrid",
+            display_name="Stability Grid",
+            category=CATEGORY,
+            description="Sigmas for a number of steps and a kind of solver, from what was measured of the "
+            "model. For SamplerCustom.",
             search_aliases=["sigmas", "scheduler", "schedule", "align your steps", "gits"],
             inputs=[
                 STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
-                inputs.steps(PLOTTED_STEPS), inputs.denoise(),
-                io.Combo.Input("solver", options=list(SOLVERS), default=DEFAULT_SOLVER,
-                               tooltip="euler: samplers of order one, such as ddim and euler_ancestral. dpmpp_2m: those that remember "
-                                       "steps, such as uni_pc and res_multistep. heun: those with two calls a step."),
-                io.Float.Input("base_blend", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
-                               tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured."),
+                inputs.steps(PLOTTED_STEPS),
+                inputs.denoise(),
+                io.Combo.Input(
+                    "solver",
+                    options=list(SOLVERS),
+                    default=DEFAULT_SOLVER,
+                    tooltip="euler: samplers of order one, such as ddim and euler_ancestral. dpmpp_2m: "
+                    "those that remember "
+                    "steps, such as uni_pc and res_multistep. heun: those with two calls a step.",
+                ),
+                io.Float.Input(
+                    "base_blend",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured.",
+                ),
             ],
-            outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")])
+            outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")],
+        )
 
     @classmethod
     def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
         return inputs.check_denoise(denoise)
 
     @classmethod
-    def execute(cls, profile: Measured, steps: int, denoise: float, solver: str, base_blend: float = 0.0) -> io.NodeOutput:
+    def execute(
+        cls, profile: Measured, steps: int, denoise: float, solver: str, base_blend: float = 0.0
+    ) -> io.NodeOutput:
         return io.NodeOutput(profile.sigmas(steps, denoise, solver, base_blend))
 
 
@@ -87,34 +152,66 @@ class StabilitySampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffStabilitySampler", display_name="Stability-Grid Sampler", category=CATEGORY,
-            description="KSampler with sigmas measured on the model itself. The first use measures (444 model calls) and keeps the "
-                        "result; after that it costs nothing.",
+            node_id="DizzyDiffStabilitySampler",
+            display_name="Stability-Grid Sampler",
+            category=CATEGORY,
+            description="KSampler with sigmas measured on the model itself. The first use measures (444 "
+            "model calls) and keeps the "
+            "result; after that it costs nothing.",
             search_aliases=["ksampler", "sigmas", "scheduler"],
             inputs=[
-                inputs.model(), inputs.seed(), inputs.steps(PLOTTED_STEPS), inputs.cfg(4.0), inputs.sampler_name(DEFAULT_SOLVER),
-                inputs.positive(), inputs.negative(), inputs.latent_image(), inputs.denoise(),
+                inputs.model(),
+                inputs.seed(),
+                inputs.steps(PLOTTED_STEPS),
+                inputs.cfg(4.0),
+                inputs.sampler_name(DEFAULT_SOLVER),
+                inputs.positive(),
+                inputs.negative(),
+                inputs.latent_image(),
+                inputs.denoise(),
             ],
-            outputs=[io.Latent.Output(tooltip="The sampled latent.")])
+            outputs=[io.Latent.Output(tooltip="The sampled latent.")],
+        )
 
     @classmethod
     def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
         return inputs.check_denoise(denoise)
 
     @classmethod
-    def execute(cls, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, positive: list, negative: list,
-                latent_image: dict, denoise: float) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        positive: list,
+        negative: list,
+        latent_image: dict,
+        denoise: float,
+    ) -> io.NodeOutput:
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
         sigmas = measured.sigmas(steps, denoise, solver_of(sampler_name))
-        sampled = SamplerCustom.execute(model, True, seed, cfg, positive, negative, comfy.samplers.sampler_object(sampler_name), sigmas,
-                                        latent_image)
+        sampled = SamplerCustom.execute(
+            model,
+            True,
+            seed,
+            cfg,
+            positive,
+            negative,
+            comfy.samplers.sampler_object(sampler_name),
+            sigmas,
+            latent_image,
+        )
         return io.NodeOutput(sampled.result[0])
 
 
 def measure(subject: Subject, effort: Effort) -> Measured:
-    """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices gave the model."""
+    """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
+    gave the model.
+    """
     subject = replace(subject, devices=devices_of(subject.model), predict=predict_divided)
     bar = comfy.utils.ProgressBar(1)
 
@@ -122,7 +219,9 @@ def measure(subject: Subject, effort: Effort) -> Measured:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(made, of)
 
-    return measured_once(subject, effort, Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability"), progress)
+    return measured_once(
+        subject, effort, Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability"), progress
+    )
 
 
 def picture_of(measured: Measured) -> torch.Tensor:
@@ -130,9 +229,14 @@ def picture_of(measured: Measured) -> torch.Tensor:
     from ..stability.plot import draw, draw_text
 
     if measured.replay is None:
-        return image_of(draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas."))
+        return image_of(
+            draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
+        )
     core = core_grids(measured.sampling, PLOTTED_STEPS)
-    chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER), **{name: core[name] for name in ("karras", "simple")}}
+    chosen = {
+        "dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER),
+        **{name: core[name] for name in ("karras", "simple")},
+    }
     return image_of(draw(measured.replay, DEFAULT_SOLVER, chosen))
 
 

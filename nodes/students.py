@@ -36,26 +36,62 @@ class LoadStudent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         files = [name for kind in FILE_KINDS for name in folder_paths.get_filename_list(kind)]
         return io.Schema(
-            node_id="DizzyDiffLoadStudent", display_name="Load Guided Student", category=CATEGORY,
-            description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as a MODEL. "
-                        "One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or FluxGuidance.",
-            search_aliases=["lcm", "guidance distilled", "cfg distilled", "distilled model", "few step", "unet", "蒸馏", "引导蒸馏"],
-            inputs=[
-                io.Combo.Input("student", options=list(dict.fromkeys([*files, *library.students_among(_student_folders())])),
-                               tooltip="A .safetensors file, or a UNet folder in diffusers layout."),
-                io.Combo.Input("weight_dtype", options=list(loader.WEIGHT_DTYPES), default="default",
-                               tooltip="What the weights are stored as. The guidance is always embedded in fp32."),
-                io.Model.Input("teacher", optional=True,
-                               tooltip="Only for students made by Distill Guidance: the model they were distilled from."),
-                io.Int.Input("students_in_memory", default=routing.IN_MEMORY, min=1, max=64, optional=True, advanced=True,
-                             tooltip="Of several students that share the prompts between them: how many are held at a time. The others "
-                                     "are read when a prompt needs them."),
+            node_id="DizzyDiffLoadStudent",
+            display_name="Load Guided Student",
+            category=CATEGORY,
+            description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as "
+            "a MODEL. "
+            "One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or FluxGuidance.",
+            search_aliases=[
+                "lcm",
+                "guidance distilled",
+                "cfg distilled",
+                "distilled model",
+                "few step",
+                "unet",
+                "蒸馏",
+                "引导蒸馏",
             ],
-            outputs=[io.Model.Output(tooltip="The student. Sample it at CFG 1.")])
+            inputs=[
+                io.Combo.Input(
+                    "student",
+                    options=list(dict.fromkeys([*files, *library.students_among(_student_folders())])),
+                    tooltip="A .safetensors file, or a UNet folder in diffusers layout.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(loader.WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="What the weights are stored as. The guidance is always embedded in fp32.",
+                ),
+                io.Model.Input(
+                    "teacher",
+                    optional=True,
+                    tooltip="Only for students made by Distill Guidance: the model they were distilled from.",
+                ),
+                io.Int.Input(
+                    "students_in_memory",
+                    default=routing.IN_MEMORY,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of several students that share the prompts between them: how many are held at "
+                    "a time. The others "
+                    "are read when a prompt needs them.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The student. Sample it at CFG 1.")],
+        )
 
     @classmethod
-    def execute(cls, student: str, weight_dtype: str = "default", teacher: Any = None,
-                students_in_memory: int = routing.IN_MEMORY) -> io.NodeOutput:
+    def execute(
+        cls,
+        student: str,
+        weight_dtype: str = "default",
+        teacher: Any = None,
+        students_in_memory: int = routing.IN_MEMORY,
+    ) -> io.NodeOutput:
         roots = [root for kind in FILE_KINDS for root in _roots(kind)]
         path = library.find_student(student, _student_folders(), roots)
         if teacher is not None:
@@ -67,45 +103,83 @@ class LoadPipeline(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffLoadPipeline", display_name="Load Student Pipeline", category=CATEGORY,
-            description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes with the pack; "
-                        "'tiny/teacher' is its teacher, to be sampled with CFG.",
+            node_id="DizzyDiffLoadPipeline",
+            display_name="Load Student Pipeline",
+            category=CATEGORY,
+            description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes "
+            "with the pack; "
+            "'tiny/teacher' is its teacher, to be sampled with CFG.",
             search_aliases=["diffusers", "checkpoint", "tiny", "lcm", "guidance distilled"],
-            inputs=[io.Combo.Input("pipeline", options=list(library.pipeline_unets(_roots("diffusers"), EMBEDDED)),
-                                   default=library.EMBEDDED,
-                                   tooltip="A folder with model_index.json under models/diffusers.")],
-            outputs=[io.Model.Output(tooltip="The UNet: a student is sampled at CFG 1, a teacher with CFG."),
-                     io.Clip.Output(tooltip="The text encoder, for prompts."),
-                     io.Vae.Output(tooltip="Between pictures and latents.")])
+            inputs=[
+                io.Combo.Input(
+                    "pipeline",
+                    options=list(library.pipeline_unets(_roots("diffusers"), EMBEDDED)),
+                    default=library.EMBEDDED,
+                    tooltip="A folder with model_index.json under models/diffusers.",
+                )
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The UNet: a student is sampled at CFG 1, a teacher with CFG."),
+                io.Clip.Output(tooltip="The text encoder, for prompts."),
+                io.Vae.Output(tooltip="Between pictures and latents."),
+            ],
+        )
 
     @classmethod
     def execute(cls, pipeline: str) -> io.NodeOutput:
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
-        return io.NodeOutput(loader.load_unet(loader.Source(unet, pipeline)),
-                             load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
-                             load_vae(unet.parent))
+        return io.NodeOutput(
+            loader.load_unet(loader.Source(unet, pipeline)),
+            load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
+            load_vae(unet.parent),
+        )
 
 
 class StudentGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffStudentGuidance", display_name="Student Guidance", category=CATEGORY,
+            node_id="DizzyDiffStudentGuidance",
+            display_name="Student Guidance",
+            category=CATEGORY,
             description="Sets the guidance scale of a guided student, on the CFG scale: 1 is no guidance.",
             search_aliases=["guidance distilled", "cfg", "flux guidance", "guidance scale", "引导强度"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The positive prompt."),
-                io.Float.Input("guidance", default=4.0, min=0.0, max=100.0, step=0.1, round=0.001,
-                               tooltip="As the CFG of an ordinary model. Outside the range the student was trained for, a warning "
-                                       "is logged."),
-                io.Float.Input("second_guidance", default=4.0, min=0.0, max=100.0, step=0.1, round=0.001, optional=True,
-                               advanced=True, tooltip="For students with two guidance signals; others ignore it."),
+                io.Float.Input(
+                    "guidance",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.001,
+                    tooltip="As the CFG of an ordinary model. Outside the range the student was trained "
+                    "for, a warning "
+                    "is logged.",
+                ),
+                io.Float.Input(
+                    "second_guidance",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For students with two guidance signals; others ignore it.",
+                ),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The prompt, with its guidance.")])
+            outputs=[io.Conditioning.Output(tooltip="The prompt, with its guidance.")],
+        )
 
     @classmethod
-    def execute(cls, conditioning: list, guidance: float, second_guidance: float | None = None) -> io.NodeOutput:
-        values = {"guidance": guidance, **({} if second_guidance is None else {"guidance_2": second_guidance})}
+    def execute(
+        cls, conditioning: list, guidance: float, second_guidance: float | None = None
+    ) -> io.NodeOutput:
+        values = {
+            "guidance": guidance,
+            **({} if second_guidance is None else {"guidance_2": second_guidance}),
+        }
         return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, values))
 
 
@@ -113,16 +187,29 @@ class GuidanceSweep(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffGuidanceSweep", display_name="Guidance Sweep", category=CATEGORY,
-            description="One batch, many guidance scales, the same noise: compare them in a single run of a guided student.",
+            node_id="DizzyDiffGuidanceSweep",
+            display_name="Guidance Sweep",
+            category=CATEGORY,
+            description="One batch, many guidance scales, the same noise: compare them in a single run of a "
+            "guided student.",
             search_aliases=["xy plot", "cfg", "compare guidance", "guidance distilled", "batch"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The positive prompt."),
-                io.Latent.Input("latent", tooltip="Each of its images is repeated once a scale, with its mask and its noise."),
-                io.String.Input("scales", default="1, 2, 4, 8", tooltip="Guidance scales from 0 to 100, separated by commas."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Each of its images is repeated once a scale, with its mask and its noise.",
+                ),
+                io.String.Input(
+                    "scales",
+                    default="1, 2, 4, 8",
+                    tooltip="Guidance scales from 0 to 100, separated by commas.",
+                ),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The prompt with a scale for each row of the batch."),
-                     io.Latent.Output(tooltip="The batch: one row a scale.")])
+            outputs=[
+                io.Conditioning.Output(tooltip="The prompt with a scale for each row of the batch."),
+                io.Latent.Output(tooltip="The batch: one row a scale."),
+            ],
+        )
 
     @classmethod
     def validate_inputs(cls, scales: str = "1") -> bool | str:
@@ -135,15 +222,21 @@ class GuidanceSweep(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning: list, latent: dict, scales: str) -> io.NodeOutput:
         values = parse_scales(scales)
-        return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, {"guidance": values}),
-                             repeat_rows(latent, len(values)))
+        return io.NodeOutput(
+            node_helpers.conditioning_set_values(conditioning, {"guidance": values}),
+            repeat_rows(latent, len(values)),
+        )
 
 
 def repeat_rows(latent: dict, n: int) -> dict:
     """Every row n times in a row, each copy with the noise of its original (``batch_index``)."""
     samples: torch.Tensor = latent["samples"]
     index = latent.get("batch_index", range(samples.shape[0]))
-    repeated = {**latent, "samples": samples.repeat_interleave(n, dim=0), "batch_index": [i for i in index for _ in range(n)]}
+    repeated = {
+        **latent,
+        "samples": samples.repeat_interleave(n, dim=0),
+        "batch_index": [i for i in index for _ in range(n)],
+    }
     mask = latent.get("noise_mask")
     if mask is not None and mask.shape[0] == samples.shape[0]:
         repeated["noise_mask"] = mask.repeat_interleave(n, dim=0)
@@ -154,14 +247,28 @@ class StudentSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DizzyDiffStudentSampler", display_name="N-Step Student Sampler", category=CATEGORY,
-            description="The N-step sampler of guided students (Meng et al. 2023): steps twice the length, then takes noise one step "
-                        "back. For SamplerCustom.",
+            node_id="DizzyDiffStudentSampler",
+            display_name="N-Step Student Sampler",
+            category=CATEGORY,
+            description="The N-step sampler of guided students (Meng et al. 2023): steps twice the length, "
+            "then takes noise one step "
+            "back. For SamplerCustom.",
             search_aliases=["lcm", "few step", "guidance distilled", "stochastic"],
-            inputs=[io.Float.Input("eta", default=1.0, min=0.0, max=1.0, step=0.01,
-                                   tooltip="1: the stochastic sampler; 0: deterministic (DDIM).")],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")])
+            inputs=[
+                io.Float.Input(
+                    "eta",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1: the stochastic sampler; 0: deterministic (DDIM).",
+                )
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+        )
 
     @classmethod
     def execute(cls, eta: float) -> io.NodeOutput:
-        return io.NodeOutput(comfy.samplers.KSAMPLER(loader.sample_student_native, extra_options={"eta": eta}))
+        return io.NodeOutput(
+            comfy.samplers.KSAMPLER(loader.sample_student_native, extra_options={"eta": eta})
+        )

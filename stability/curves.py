@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a profile says at each noise level: stability, amplification and local errors. All curves are [FINE], float64."""
+"""What a profile says at each noise level: stability, amplification and local errors. All curves are [FINE],
+float64.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def velocity_norm(replay: Replay) -> Tensor:
 
 
 def growth(replay: Replay) -> Tensor:
-    """The fastest rate, per unit of sigma on the way down, at which an error within the measured directions grows.
+    """The fastest rate, per unit of sigma on the way down, at which an error within the measured directions
+    grows.
 
-    (lambda_max of the symmetric part of dD/dx, less 1) / sigma, in the probe where it is largest; below 0 all errors shrink.
+    (lambda_max of the symmetric part of dD/dx, less 1) / sigma, in the probe where it is largest; below 0 all
+    errors shrink.
     """
     H = replay.responses
     return (torch.linalg.eigvalsh((H + H.mT) / 2)[..., -1] - 1).amax(1) / replay.sigmas
@@ -37,12 +41,16 @@ def amplification(replay: Replay) -> Tensor:
 
 
 def worst_amplification(replay: Replay) -> Tensor:
-    """The largest part of the width of states, over all later levels, that an error of length 1 at a level becomes."""
+    """The largest part of the width of states, over all later levels, that an error of length 1 at a level
+    becomes.
+    """
     return _transfers(replay)[1]
 
 
 def _transfers(replay: Replay) -> tuple[Tensor, Tensor]:
-    """Tangents of the flow, d delta / d log sigma = (I - dD/dx) delta, carried to the end and, at their largest, on the way."""
+    """Tangents of the flow, d delta / d log sigma = (I - dD/dx) delta, carried to the end and, at their
+    largest, on the way.
+    """
     H, k = replay.responses, replay.responses.shape[-1]
     h = -replay.sigmas.log().diff()
     middle = (H[1:] + H[:-1]) / 2 - torch.eye(k, dtype=torch.float64)
@@ -68,14 +76,17 @@ def curvature(replay: Replay) -> Tensor:
 
 @dataclass(frozen=True)
 class LocalErrors:
-    """Of one step each from the exact state: ``signed`` [I, J, P, r] from level i to level j, 0 where j is not below i."""
+    """Of one step each from the exact state: ``signed`` [I, J, P, r] from level i to level j, 0 where j is
+    not below i.
+    """
 
     c: Tensor
     signed: Tensor
 
 
 def local_errors(replay: Replay, solver: str, c: Tensor) -> LocalErrors:
-    """Errors of every step between levels c [M] (rising) and from each of them to 0, which is the last column: [M, M + 1, P, r].
+    """Errors of every step between levels c [M] (rising) and from each of them to 0, which is the last
+    column: [M, M + 1, P, r].
 
     A solver with memory has made a step of the same length before.
     """
@@ -94,12 +105,19 @@ def local_errors(replay: Replay, solver: str, c: Tensor) -> LocalErrors:
 
 
 def local_error(replay: Replay, solver: str, steps: int = 12) -> Tensor:
-    """Length of a solver's error in one step of 1/steps of c, RMS over probes: the curve of a plot, and of densities."""
+    """Length of a solver's error in one step of 1/steps of c, RMS over probes: the curve of a plot, and of
+    densities.
+    """
     c = torch.linspace(0, 1, FINE, dtype=torch.float64)
     then, before = (c + 1 / steps).clamp(max=1), (c - 1 / steps).clamp(min=0)
     now = c.clamp(max=1 - 0.25 / steps)
     memory = None
     if solver == "dpmpp_2m":
-        memory = (replay.sigma_of(before).maximum(replay.sigma_of(now) * (1 + 1e-6)), at(replay.denoised, before))
-    landed, _ = SOLVERS[solver].step(replay, at(replay.states, now), replay.sigma_of(now), replay.sigma_of(then), memory)
+        memory = (
+            replay.sigma_of(before).maximum(replay.sigma_of(now) * (1 + 1e-6)),
+            at(replay.denoised, before),
+        )
+    landed, _ = SOLVERS[solver].step(
+        replay, at(replay.states, now), replay.sigma_of(now), replay.sigma_of(then), memory
+    )
     return (landed - at(replay.states, then)).square().sum(-1).mean(-1).sqrt()

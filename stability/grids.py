@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Grids of any number of steps from one profile: falling sigmas [N + 1] in float64, the first the model's, the last 0."""
+"""Grids of any number of steps from one profile: falling sigmas [N + 1] in float64, the first the model's,
+the last 0.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,22 @@ Scheduler = Callable[[int], Tensor]
 """N -> sigmas [N + 1]."""
 
 
-def make_grid(replay: Replay, steps: int, solver: str, others: Sequence[Tensor] = (), method: str = "refined") -> Tensor:
+def make_grid(
+    replay: Replay, steps: int, solver: str, others: Sequence[Tensor] = (), method: str = "refined"
+) -> Tensor:
     """The grid of ``steps`` >= 1 steps for a solver of ``SOLVERS``, by one of ``METHODS``.
 
-    others: grids to start refinement from beside the pack's own, such as ComfyUI's; those of other lengths are left out.
+    others: grids to start refinement from beside the pack's own, such as ComfyUI's; those of other lengths
+    are left out.
     """
     if steps < 1:
         raise BadSteps(f"steps is {steps}; expected at least 1.")
     makers: Mapping[str, Callable[[Replay, int, str], Tensor]] = {
-        "density": density_grid, "dynamic programming": dp_grid, "curvature": curvature_grid, "equal stability": equal_stability_grid}
+        "density": density_grid,
+        "dynamic programming": dp_grid,
+        "curvature": curvature_grid,
+        "equal stability": equal_stability_grid,
+    }
     if method in makers:
         return makers[method](replay, steps, solver)
     own = density_grid(replay, steps, solver)
@@ -48,31 +57,43 @@ def make_grid(replay: Replay, steps: int, solver: str, others: Sequence[Tensor] 
 
 
 def for_denoise(make: Scheduler, steps: int, denoise: float) -> Tensor:
-    """The last ``steps`` of a grid of int(steps / denoise), as core's schedulers do it: [steps + 1], or [0] where nothing is denoised."""
+    """The last ``steps`` of a grid of int(steps / denoise), as core's schedulers do it: [steps + 1], or [0]
+    where nothing is denoised.
+    """
     if denoise <= 0:
         return torch.zeros(0, dtype=torch.float64)
-    return make(max(steps, int(steps / min(denoise, 1.0))))[-(steps + 1):]
+    return make(max(steps, int(steps / min(denoise, 1.0))))[-(steps + 1) :]
 
 
 def blend(grid: Tensor, base: Tensor, share: float) -> Tensor:
-    """Between two grids [N + 1] of one length: geometric means of their points, ``share`` in [0, 1] of ``base``."""
+    """Between two grids [N + 1] of one length: geometric means of their points, ``share`` in [0, 1] of
+    ``base``.
+    """
     points = (1 - share) * grid[:-1].double().log() + share * base[:-1].double().log()
     return torch.cat([points.exp(), grid.new_zeros(1, dtype=torch.float64)])
 
 
 def equal_stability_grid(replay: Replay, steps: int, solver: str = "euler") -> Tensor:
-    """The paper's: equal integrals of the measured ||J||. For cutting a horizon into segments to distill, not for sampling."""
+    """The paper's: equal integrals of the measured ||J||. For cutting a horizon into segments to distill, not
+    for sampling.
+    """
     return _end_in_zero(equal_parts(replay.sigmas, curves.velocity_norm(replay), steps))
 
 
 def curvature_grid(replay: Replay, steps: int, solver: str = "euler") -> Tensor:
-    """Density sqrt(||x''||) in sigma, of least error for Euler's steps where errors keep their size (arXiv 2605.11547)."""
+    """Density sqrt(||x''||) in sigma, of least error for Euler's steps where errors keep their size (arXiv
+    2605.11547).
+    """
     bends = curves.curvature(replay)
-    return _end_in_zero(equal_parts(replay.sigmas, bends.clamp(min=curves.FLOOR * float(bends.max())).sqrt(), steps))
+    return _end_in_zero(
+        equal_parts(replay.sigmas, bends.clamp(min=curves.FLOOR * float(bends.max())).sqrt(), steps)
+    )
 
 
 def density_grid(replay: Replay, steps: int, solver: str) -> Tensor:
-    """Points of density rho(c) ~ (Phi e)^(1 / (p + 1)): it minimises the sum of Phi e h^p for local errors e of order p + 1."""
+    """Points of density rho(c) ~ (Phi e)^(1 / (p + 1)): it minimises the sum of Phi e h^p for local errors e
+    of order p + 1.
+    """
     weighted = curves.worst_amplification(replay) * curves.local_error(replay, solver)
     rho = weighted.clamp(min=curves.FLOOR * float(weighted.max())) ** (1 / (SOLVERS[solver].order + 1))
     c = equal_parts(torch.linspace(0, 1, FINE, dtype=torch.float64), rho, steps)
@@ -82,7 +103,8 @@ def density_grid(replay: Replay, steps: int, solver: str) -> Tensor:
 def dp_grid(replay: Replay, steps: int, solver: str) -> Tensor:
     """The path over measured levels with the least sum of Phi times local error, by dynamic programming.
 
-    As GITS (Chen et al. 2024, arXiv 2405.11326), with the measured amplification Phi for its factor of 1.15 a step.
+    As GITS (Chen et al. 2024, arXiv 2405.11326), with the measured amplification Phi for its factor of 1.15 a
+    step.
     """
     c = torch.linspace(0, 1, max(DP_LEVELS, steps + 1), dtype=torch.float64)
     e = curves.local_errors(replay, solver, c).signed.square().sum(-1).mean(-1).sqrt()
@@ -95,7 +117,8 @@ def dp_grid(replay: Replay, steps: int, solver: str) -> Tensor:
 def cheapest_path(cost: Tensor, steps: int, factor: float = 1.0) -> Tensor:
     """The levels [steps], the first 0, of the cheapest path of ``steps`` steps from level 0 to the end.
 
-    cost: [M, M + 1], of a step from level i to level j > i, the last column to the end. factor: GITS' growth of later costs.
+    cost: [M, M + 1], of a step from level i to level j > i, the last column to the end. factor: GITS' growth
+    of later costs.
     """
     M = len(cost)
     forward = cost[:, :M].masked_fill(torch.ones(M, M).tril().bool(), torch.inf)
@@ -116,6 +139,15 @@ def _end_in_zero(points: Tensor) -> Tensor:
 def _usable(replay: Replay, grid: Tensor, steps: int) -> Tensor | None:
     """A grid of the right length with its ends where they must be, or None."""
     grid = grid.detach().double().cpu()
-    if len(grid) != steps + 1 or not bool((grid.diff() < 0).all()) or float(grid[-1]) != 0 or float(grid[-2]) < float(replay.sigmas[-1]):
+    if (
+        len(grid) != steps + 1
+        or not bool((grid.diff() < 0).all())
+        or float(grid[-1]) != 0
+        or float(grid[-2]) < float(replay.sigmas[-1])
+    ):
         return None
-    return torch.cat([replay.sigmas[:1], grid[1:].clamp(max=float(replay.sigmas[0]) * (1 - 1e-9))]) if steps > 1 else None
+    return (
+        torch.cat([replay.sigmas[:1], grid[1:].clamp(max=float(replay.sigmas[0]) * (1 - 1e-9))])
+        if steps > 1
+        else None
+    )

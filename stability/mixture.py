@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An isotropic Gaussian mixture under a diffusion, in closed form, with the stability bound of its probability flow.
+"""An isotropic Gaussian mixture under a diffusion, in closed form, with the stability bound of its
+probability flow.
 
-x0 ~ sum_k pi_k N(mu_k, sigma0^2 I), and x_t = a(t) x0 + b(t) n. So x_t is a mixture too, of N(m_k, s^2 I) with m_k = a mu_k
-and s^2 = a^2 sigma0^2 + b^2. Bound and grid: arXiv 2606.03820.
+x0 ~ sum_k pi_k N(mu_k, sigma0^2 I), and x_t = a(t) x0 + b(t) n. So x_t is a mixture too, of N(m_k, s^2 I)
+with m_k = a mu_k and s^2 = a^2 sigma0^2 + b^2. Bound and grid: arXiv 2606.03820.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def ornstein_uhlenbeck(beta: float = 5.0) -> Process:
     def a(t: Tensor) -> Tensor:
         return torch.exp(-beta * t)
 
-    return Process(a, lambda t: -beta * a(t), lambda t: -torch.expm1(-2 * beta * t), lambda t: beta * a(t) ** 2)
+    return Process(
+        a, lambda t: -beta * a(t), lambda t: -torch.expm1(-2 * beta * t), lambda t: beta * a(t) ** 2
+    )
 
 
 def variance_exploding() -> Process:
@@ -50,7 +53,9 @@ def flow() -> Process:
 
 @dataclass(frozen=True)
 class Mixture:
-    """weights: [K], summing to 1; means: [K, d]; std: sigma0 >= 0, the same in every direction of every mode."""
+    """weights: [K], summing to 1; means: [K, d]; std: sigma0 >= 0, the same in every direction of every
+    mode.
+    """
 
     weights: Tensor
     means: Tensor
@@ -68,7 +73,9 @@ class Mixture:
 
     def growth(self, t: Tensor) -> Tensor:
         """s'/s, the rate at which one mode widens."""
-        return (self.process.a(t) * self.process.a_rate(t) * self.std**2 + self.process.half_b2_rate(t)) / self.variance(t)
+        return (
+            self.process.a(t) * self.process.a_rate(t) * self.std**2 + self.process.half_b2_rate(t)
+        ) / self.variance(t)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws of x0: [n, d]."""
@@ -94,7 +101,8 @@ class Mixture:
         return mean + a * self.std**2 / self.variance(t) * (x - a * mean)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """v = a' mu_bar + (s'/s)(x - a mu_bar), the probability flow: -beta (x + score) for OU, (x - D) / sigma for VE and flow.
+        """v = a' mu_bar + (s'/s)(x - a mu_bar), the probability flow: -beta (x + score) for OU, (x - D) /
+        sigma for VE and flow.
 
         This form has no pole at either end of any of the processes.
         """
@@ -102,7 +110,9 @@ class Mixture:
         return self.process.a_rate(t) * mean + self.growth(t) * (x - self.process.a(t) * mean)
 
     def jacobian(self, x: Tensor, t: Tensor) -> Tensor:
-        """J = (s'/s) I + a (a' - a s'/s) Cov_gamma(mu) / s^2: [B, d, d]. For OU: -beta [(1 - 1/s^2) I + Cov_gamma(m) / s^4]."""
+        """J = (s'/s) I + a (a' - a s'/s) Cov_gamma(mu) / s^2: [B, d, d]. For OU: -beta [(1 - 1/s^2) I +
+        Cov_gamma(m) / s^4].
+        """
         gamma, a, rate = self.responsibilities(x, t), self.process.a(t), self.growth(t)
         centred = self.means - (gamma @ self.means)[:, None]
         covariance = torch.einsum("bk,bki,bkj->bij", gamma, centred, centred)
@@ -112,19 +122,23 @@ class Mixture:
     def bound(self, t: Tensor, sharp: bool = False) -> Tensor:
         """L(t) >= ||J||, from Cov_gamma(mu) <= D0^2 / 4, at times t [M].
 
-        The paper's triangle form, for OU: L = beta (|1 - 1/s^2| + diam^2 / (4 s^4)), diam = a D0. sharp: the larger end of the
-        interval that holds J's eigenvalues, which is never above it.
+        The paper's triangle form, for OU: L = beta (|1 - 1/s^2| + diam^2 / (4 s^4)), diam = a D0. sharp: the
+        larger end of the interval that holds J's eigenvalues, which is never above it.
         """
         a, rate = self.process.a(t), self.growth(t)
         spread = a * (self.process.a_rate(t) - a * rate) / self.variance(t) * self.diameter**2 / 4
         return torch.maximum(rate.abs(), (rate + spread).abs()) if sharp else rate.abs() + spread.abs()
 
     def cumulative_bound(self, start: float, end: float) -> float:
-        """A, the integral of L: the flow map between the two times has a Lipschitz constant of at most exp A."""
+        """A, the integral of L: the flow map between the two times has a Lipschitz constant of at most
+        exp A.
+        """
         t = torch.linspace(start, end, FINE, dtype=torch.float64)
         return float(cumulative(t, self.bound(t))[-1])
 
     def stability_grid(self, n: int, start: float = 0.0, end: float = 1.0) -> Tensor:
-        """n segments of equal A between two times, [n + 1]: they minimise the largest Lipschitz bound of a segment."""
+        """n segments of equal A between two times, [n + 1]: they minimise the largest Lipschitz bound of a
+        segment.
+        """
         t = torch.linspace(start, end, FINE, dtype=torch.float64)
         return equal_parts(t, self.bound(t), n)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A profile as a picture: stability, amplification and local error over sigma, above the points of grids. All axes logarithmic."""
+"""A profile as a picture: stability, amplification and local error over sigma, above the points of grids. All
+axes logarithmic.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,17 @@ class Curve:
 def draw(replay: Replay, solver: str, grids: Mapping[str, Tensor]) -> Image.Image:
     """1024 pixels wide. grids: name -> sigmas, from top to bottom."""
     panels = [
-        ("stability, per unit of sigma", [Curve("norm of J", curves.velocity_norm(replay)), Curve("growth", curves.growth(replay))]),
-        ("errors", [Curve("amplification to the image", curves.amplification(replay)),
-                    Curve(f"local error of {solver}", curves.local_error(replay, solver))]),
+        (
+            "stability, per unit of sigma",
+            [Curve("norm of J", curves.velocity_norm(replay)), Curve("growth", curves.growth(replay))],
+        ),
+        (
+            "errors",
+            [
+                Curve("amplification to the image", curves.amplification(replay)),
+                Curve(f"local error of {solver}", curves.local_error(replay, solver)),
+            ],
+        ),
     ]
     height = len(panels) * (TOP + PANEL) + TOP + ROW * len(grids) + FOOT
     image = Image.new("RGB", (WIDTH, height), "white")
@@ -66,8 +76,15 @@ def _decades(low: float, high: float) -> list[int]:
     return list(range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1))
 
 
-def _panel(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, top: int, title: str, sigmas: Tensor,
-           lines: Sequence[Curve], span: tuple[float, float]) -> None:
+def _panel(
+    pen: ImageDraw.ImageDraw,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    top: int,
+    title: str,
+    sigmas: Tensor,
+    lines: Sequence[Curve],
+    span: tuple[float, float],
+) -> None:
     values = torch.cat([curve.y[curve.y > 0] for curve in lines])
     high = float(values.max()) * 1.3
     low = max(float(values.min()) / 1.3, high * 1e-6)
@@ -94,8 +111,13 @@ def _panel(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeT
         pen.line(run, colour, 3)
 
 
-def _rows(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, top: int, grids: Mapping[str, Tensor],
-          span: tuple[float, float]) -> None:
+def _rows(
+    pen: ImageDraw.ImageDraw,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    top: int,
+    grids: Mapping[str, Tensor],
+    span: tuple[float, float],
+) -> None:
     bottom = top + ROW * len(grids)
     for power in _decades(*span):
         x = _x(10**power, span)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The feature's one meeting with ComfyUI: a MODEL measured through core's own sampling, and SIGMAS made for it."""
+"""The feature's one meeting with ComfyUI: a MODEL measured through core's own sampling, and SIGMAS made for
+it.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,25 @@ from .store import Store
 
 FALLBACK = "simple"
 """Core's scheduler where nothing could be measured."""
-TWO_CALLS = frozenset({"heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral",
-                       "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3"})
-ONE_CALL_OF_ORDER_ONE = frozenset({"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"})
+TWO_CALLS = frozenset(
+    {
+        "heun",
+        "heunpp2",
+        "exp_heun_2_x0",
+        "exp_heun_2_x0_sde",
+        "dpm_2",
+        "dpm_2_ancestral",
+        "dpmpp_2s_ancestral",
+        "dpmpp_2s_ancestral_cfg_pp",
+        "dpmpp_sde",
+        "dpmpp_sde_gpu",
+        "seeds_2",
+        "seeds_3",
+    }
+)
+ONE_CALL_OF_ORDER_ONE = frozenset(
+    {"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"}
+)
 SAMPLED_WEIGHTS = 64
 Predict = Callable[[Any, Tensor, Tensor, dict[str, Any]], Tensor]
 """D of a sampler's model at x [B, ...] and sigma [B], with its extra arguments."""
@@ -39,7 +57,9 @@ def predict_here(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any
 
 
 def solver_of(sampler_name: str) -> str:
-    """The kind of solver that a sampler of core is: two calls a step, order one, or (the rest) several steps remembered."""
+    """The kind of solver that a sampler of core is: two calls a step, order one, or (the rest) several steps
+    remembered.
+    """
     if sampler_name in TWO_CALLS:
         return "heun"
     return "euler" if sampler_name in ONE_CALL_OF_ORDER_ONE else "dpmpp_2m"
@@ -73,10 +93,20 @@ class Subject:
         """[probes, ...]: the same for a seed, however many rows are evaluated at once."""
         samples = self.latent["samples"]
         if samples.is_nested:
-            raise CannotMeasure("This model samples several latents at once (such as video with sound); expected one.")
-        empty = torch.zeros_like(comfy.sample.fix_empty_latent_channels(
-            self.model, samples[:1], self.latent.get("downscale_ratio_spacial"), self.latent.get("downscale_ratio_temporal")))
-        return comfy.sample.prepare_noise(empty.repeat_interleave(probes, dim=0), self.seed, list(range(probes)))
+            raise CannotMeasure(
+                "This model samples several latents at once (such as video with sound); expected one."
+            )
+        empty = torch.zeros_like(
+            comfy.sample.fix_empty_latent_channels(
+                self.model,
+                samples[:1],
+                self.latent.get("downscale_ratio_spacial"),
+                self.latent.get("downscale_ratio_temporal"),
+            )
+        )
+        return comfy.sample.prepare_noise(
+            empty.repeat_interleave(probes, dim=0), self.seed, list(range(probes))
+        )
 
 
 @dataclass(frozen=True)
@@ -88,13 +118,17 @@ class Measured:
     reason: str = ""
 
     def sigmas(self, steps: int, denoise: float, solver: str, share: float = 0.0) -> Tensor:
-        """SIGMAS [steps + 1] in fp32 for a solver of ``SOLVERS``; ``share`` in [0, 1] of core's simple grid is mixed in."""
+        """SIGMAS [steps + 1] in fp32 for a solver of ``SOLVERS``; ``share`` in [0, 1] of core's simple grid
+        is mixed in.
+        """
         return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
 
     def _whole(self, steps: int, solver: str, share: float) -> Tensor:
         core = core_grids(self.sampling, steps)
         if self.replay is None:
-            logging.warning("DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK)
+            logging.warning(
+                "DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK
+            )
             return core[FALLBACK].double()
         return blend(make_grid(self.replay, steps, solver, list(core.values())), core[FALLBACK], share)
 
@@ -106,21 +140,32 @@ def core_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
 
 
 def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profile:
-    """The profile of a model. Each device evaluates as many probes at once as the latent has rows, one where memory holds no more.
+    """The profile of a model. Each device evaluates as many probes at once as the latent has rows, one where
+    memory holds no more.
 
-    Raises CannotMeasure where the model gives no profile, and torch.OutOfMemoryError where it does not hold one row.
+    Raises CannotMeasure where the model gives no profile, and torch.OutOfMemoryError where it does not hold
+    one row.
     """
     sampling = subject.sampling
     sigma_max, sigma_min = float(sampling.sigma_max), float(sampling.sigma_min)
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise CannotMeasure(f"The model's noise levels go from {sigma_min} to {sigma_max}; expected 0 < lowest < highest.")
+        raise CannotMeasure(
+            f"The model's noise levels go from {sigma_min} to {sigma_max}; expected 0 < lowest < highest."
+        )
     sigmas = level_sigmas(sigma_max, sigma_min, effort.levels, subject.flow)
-    waiting = list(subject.noise(effort.probes).split(subject.devices * max(1, len(subject.latent["samples"]))))
+    waiting = list(
+        subject.noise(effort.probes).split(subject.devices * max(1, len(subject.latent["samples"])))
+    )
     profiles: list[Profile] = []
     while waiting:
         noise = waiting.pop(0)
 
-        def told(made: int, of: int, rows: int = len(noise), before: int = sum(profile.calls for profile in profiles)) -> None:
+        def told(
+            made: int,
+            of: int,
+            rows: int = len(noise),
+            before: int = sum(profile.calls for profile in profiles),
+        ) -> None:
             progress(before + made * rows, of * effort.probes)
 
         try:
@@ -133,26 +178,40 @@ def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profi
     return join(profiles)
 
 
-def _measure_batch(subject: Subject, noise: Tensor, sigmas: Tensor, directions: int, progress: Progress) -> Profile:
+def _measure_batch(
+    subject: Subject, noise: Tensor, sigmas: Tensor, directions: int, progress: Progress
+) -> Profile:
     measured: list[Profile] = []
 
-    def probe(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool) -> Tensor:
+    def probe(
+        model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool
+    ) -> Tensor:
         def denoise(x: Tensor, sigma: float) -> Tensor:
             return subject.predict(model, x, x.new_full([len(x)], sigma), extra_args)
 
         measured.append(measure(denoise, x, sigmas, directions, subject.flow, progress))
         return x
 
-    comfy.sample.sample_custom(subject.model, noise, subject.cfg, comfy.samplers.KSAMPLER(probe), sigmas.float(), subject.positive,
-                               subject.negative, torch.zeros_like(noise), disable_pbar=True, seed=subject.seed)
+    comfy.sample.sample_custom(
+        subject.model,
+        noise,
+        subject.cfg,
+        comfy.samplers.KSAMPLER(probe),
+        sigmas.float(),
+        subject.positive,
+        subject.negative,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=subject.seed,
+    )
     return measured[0]
 
 
 def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
     """From the store, or measured now and stored; without a replay where the model cannot be measured.
 
-    Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled either: ComfyUI says
-    so, and frees what it can.
+    Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled
+    either: ComfyUI says so, and frees what it can.
     """
     try:
         key = key_of(subject, effort)
@@ -168,21 +227,28 @@ def measured_once(subject: Subject, effort: Effort, store: Store, progress: Prog
 
 
 def key_of(subject: Subject, effort: Effort) -> str:
-    """The model's identity, CFG, resolution class, and effort. A profile serves every solver, so none is named.
+    """The model's identity, CFG, resolution class, and effort. A profile serves every solver, so none is
+    named.
 
     Resolution class: size and frames of the latent to the nearest factor of sqrt(2).
     """
     shape = subject.latent["samples"].shape
-    resolution = [shape[1], *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]), round(2 * math.log2(shape[-2] * shape[-1]))]
+    resolution = [
+        shape[1],
+        *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]),
+        round(2 * math.log2(shape[-2] * shape[-1])),
+    ]
     sampling = subject.sampling
     kind = [each.__name__ for each in type(sampling).__mro__[:-1]]
     noise = (kind, float(sampling.sigma_min), float(sampling.sigma_max), _digest(sampling.sigmas))
-    return repr(("profile", identity(subject.model), noise, round(subject.cfg, 4), resolution, effort, subject.seed))
+    return repr(
+        ("profile", identity(subject.model), noise, round(subject.cfg, 4), resolution, effort, subject.seed)
+    )
 
 
 def identity(model: Any) -> str:
-    """A hash of samples of the weights as they are in the file, of every patch upon them, of wrappers and what they hold, and of the
-    names of other patches.
+    """A hash of samples of the weights as they are in the file, of every patch upon them, of wrappers and
+    what they hold, and of the names of other patches.
     """
     keys = model.get_key_patches("diffusion_model.")
     names = sorted(keys)
@@ -196,7 +262,9 @@ def identity(model: Any) -> str:
         for key, wrappers in sorted(keyed.items(), key=str):
             for wrapper in wrappers:
                 held = [_digest(value) for _, value in sorted(getattr(wrapper, "__dict__", {}).items())]
-                digest.update(f"{kind} {key} {getattr(wrapper, '__qualname__', type(wrapper).__name__)} {held}".encode())
+                digest.update(
+                    f"{kind} {key} {getattr(wrapper, '__qualname__', type(wrapper).__name__)} {held}".encode()
+                )
     digest.update(repr(sorted(_names(model.model_options))).encode())
     return digest.hexdigest()
 

@@ -8,7 +8,8 @@ from torch import Tensor
 def cumulative(points: Tensor, values: Tensor) -> Tensor:
     """A_i, the integral of ``values`` from ``points[0]`` to ``points[i]`` by the trapezoid rule.
 
-    points: [M], strictly monotone; values: [M]. Returns [M] in float64, A_0 = 0, rising for non-negative values.
+    points: [M], strictly monotone; values: [M]. Returns [M] in float64, A_0 = 0, rising for non-negative
+    values.
     """
     x, y = points.double(), values.double()
     areas = (x.diff().abs()) * (y[1:] + y[:-1]) / 2
@@ -16,9 +17,11 @@ def cumulative(points: Tensor, values: Tensor) -> Tensor:
 
 
 def equal_parts(points: Tensor, values: Tensor, n: int) -> Tensor:
-    """n + 1 points that split the integral of ``values`` over ``points`` into n equal parts: A(t_k) = (k / n) A(T).
+    """n + 1 points that split the integral of ``values`` over ``points`` into n equal parts: A(t_k) = (k / n)
+    A(T).
 
-    values: [M], positive and finite. Returns [n + 1] in float64, strictly monotone, with the end points kept exactly.
+    values: [M], positive and finite. Returns [n + 1] in float64, strictly monotone, with the end points kept
+    exactly.
     """
     A = cumulative(points, values)
     x = points.double()

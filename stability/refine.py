@@ -24,10 +24,11 @@ FLAT = 1e-4
 
 
 def deviations(replay: Replay, grids: Tensor, solver: str) -> Tensor:
-    """How far a solver strays on grids [G, N + 1]: [G, Q, P, r], signed, of every state it asks the model about and of the image.
+    """How far a solver strays on grids [G, N + 1]: [G, Q, P, r], signed, of every state it asks the model
+    about and of the image.
 
-    The image alone would not do: an error on the way that later shrinks has, in other trajectories, tipped the image into
-    another mode, which the few probes seldom show.
+    The image alone would not do: an error on the way that later shrinks has, in other trajectories, tipped
+    the image into another mode, which the few probes seldom show.
     """
     strayed: list[Tensor] = []
 
@@ -40,14 +41,18 @@ def deviations(replay: Replay, grids: Tensor, solver: str) -> Tensor:
 
 
 def loss(replay: Replay, grids: Tensor, solver: str) -> Tensor:
-    """[G]: the mean over probes of l / sqrt(1 + l^2), l the length of :func:`deviations`, and the solver's price of unevenness.
+    """[G]: the mean over probes of l / sqrt(1 + l^2), l the length of :func:`deviations`, and the solver's
+    price of unevenness.
 
-    A probe that strays as far as states differ has become another image, and by how far does not matter: where trajectories
-    fold, what is linear explodes, and one such probe would decide for all that can still be kept.
+    A probe that strays as far as states differ has become another image, and by how far does not matter:
+    where trajectories fold, what is linear explodes, and one such probe would decide for all that can still
+    be kept.
     """
     lengths = _lengths(deviations(replay, grids, solver))
     bends = _bends(_gaps(replay, grids).log())
-    return (lengths / torch.hypot(lengths, torch.ones_like(lengths))).mean(-1) + SOLVERS[solver].evenness * bends.square().sum(-1)
+    return (lengths / torch.hypot(lengths, torch.ones_like(lengths))).mean(-1) + SOLVERS[
+        solver
+    ].evenness * bends.square().sum(-1)
 
 
 def _lengths(e: Tensor) -> Tensor:
@@ -59,9 +64,11 @@ def _bends(theta: Tensor) -> Tensor:
 
 
 def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
-    """From a grid [N + 1] to the nearest least loss, by Levenberg's and Marquardt's method on the gaps between its points.
+    """From a grid [N + 1] to the nearest least loss, by Levenberg's and Marquardt's method on the gaps
+    between its points.
 
-    grid: falling, from the first measured level to 0. Returns [N + 1] in float64 of the same kind, never of a greater loss.
+    grid: falling, from the first measured level to 0. Returns [N + 1] in float64 of the same kind, never of a
+    greater loss.
     """
     n = len(grid) - 1
     if n < 2:
@@ -85,7 +92,9 @@ def refine(replay: Replay, grid: Tensor, solver: str) -> Tensor:
 
 
 def _residuals(replay: Replay, theta: Tensor, solver: str) -> Tensor:
-    """Of logits [G, N]: [G, M], half of whose sum of squares has the gradient of :func:`loss` at the first of them."""
+    """Of logits [G, N]: [G, M], half of whose sum of squares has the gradient of :func:`loss` at the first of
+    them.
+    """
     e = deviations(replay, _grids(replay, theta), solver)
     lengths = _lengths(e[:1])
     weights = 1 / (e.shape[2] * lengths * torch.hypot(lengths, torch.ones_like(lengths)) ** 3)
@@ -94,7 +103,9 @@ def _residuals(replay: Replay, theta: Tensor, solver: str) -> Tensor:
 
 
 def _gaps(replay: Replay, grids: Tensor) -> Tensor:
-    """Gaps in c between the N points and down to the last measured level: [G, N], each grid's summing to 1."""
+    """Gaps in c between the N points and down to the last measured level: [G, N], each grid's summing to
+    1.
+    """
     c = replay.c_of(grids[:, :-1])
     gaps = torch.cat([c.diff(dim=-1), 1 - c[:, -1:]], dim=-1).clamp(min=SMALLEST_GAP)
     return gaps / gaps.sum(-1, keepdim=True)

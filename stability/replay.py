@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A profile run as if it were the model: any grid, any number of times, for nothing.
 
-Near the measured trajectories D(x, sigma) = D_ref(sigma) + dD/dx (x - x_ref(sigma)). Solvers run in it on many grids at once;
-their errors contain local errors and their measured amplification, as they do in the model.
+Near the measured trajectories D(x, sigma) = D_ref(sigma) + dD/dx (x - x_ref(sigma)). Solvers run in it on
+many grids at once; their errors contain local errors and their measured amplification, as they do in the
+model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ FINE = 512
 class Replay:
     """Tables even in a coordinate c, 0 at the first measured level and 1 at the last.
 
-    sigmas: [FINE]; states x_ref and denoised D_ref: [FINE, P, r]; responses dD/dx in the first k dimensions: [FINE, P, k, k];
+    sigmas: [FINE]; states x_ref and denoised D_ref: [FINE, P, r]; responses dD/dx in the first k dimensions:
+    [FINE, P, k, k];
     widths: [FINE], the distance over which states differ at sigma; end: [P, r], where the trajectories end.
     """
 
@@ -53,10 +55,14 @@ class Replay:
         c, k = self.c_of(sigma), self.responses.shape[-1]
         away = (x - at(self.states, c))[..., :k]
         D = at(self.denoised, c)
-        return torch.cat([D[..., :k] + torch.einsum("gpij,gpj->gpi", at(self.responses, c), away), D[..., k:]], dim=-1)
+        return torch.cat(
+            [D[..., :k] + torch.einsum("gpij,gpj->gpi", at(self.responses, c), away), D[..., k:]], dim=-1
+        )
 
     def deviation(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """(x - x_ref) / width: how far states [G, P, r] at sigma [G] are from where they should be, beside how far states differ."""
+        """(x - x_ref) / width: how far states [G, P, r] at sigma [G] are from where they should be, beside
+        how far states differ.
+        """
         c = self.c_of(sigma)
         return (x - at(self.states, c)) / at(self.widths, c)[:, None, None]
 
@@ -72,9 +78,10 @@ def at(table: Tensor, c: Tensor) -> Tensor:
 def replay(profile: Profile) -> Replay:
     """Tables of a profile: cubic splines through D and v = (x - D) / sigma, straight lines between the dD/dx.
 
-    A sampler's state that is off by less than width = sqrt((alpha R)^2 + sigma^2), R the RMS length of images, still belongs to
-    some image. The measured states contain the errors of the steps between levels, above all of the first, which would count as
-    right; so the tables follow the solution of what was measured, which is free of them.
+    A sampler's state that is off by less than width = sqrt((alpha R)^2 + sigma^2), R the RMS length of
+    images, still belongs to some image. The measured states contain the errors of the steps between levels,
+    above all of the first, which would count as right; so the tables follow the solution of what was
+    measured, which is free of them.
     """
     levels = coordinate(profile.sigmas, profile.flow)
     c = ((levels - levels[0]) / (levels[-1] - levels[0])).numpy()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The three kinds of solver that grids are made for, run on many grids at once.
 
-States are [G, P, r], sigmas [G] or [G, N + 1], one grid a row. The step to 0 is Euler's in all of them: x = D.
+States are [G, P, r], sigmas [G] or [G, N + 1], one grid a row. The step to 0 is Euler's in all of them: x =
+D.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Step = Callable[[Model, Tensor, Tensor, Tensor, Memory], tuple[Tensor, Memory]]
 class Solver:
     """order: p, where the error of a step of length h is of order h^(p + 1).
 
-    evenness: the price of uneven steps, for what the few probes do not show. It is higher where the step before is extrapolated.
+    evenness: the price of uneven steps, for what the few probes do not show. It is higher where the step
+    before is extrapolated.
     """
 
     step: Step
@@ -46,8 +48,12 @@ def heun_step(model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Memory
     return x + h / 2 * (v + (ahead - model(ahead, then)) / _wide(then)), None
 
 
-def dpmpp_2m_step(model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-    """DPM-Solver++(2M) (Lu et al. 2022): D extrapolated from this step and the one before; Euler's where there is none."""
+def dpmpp_2m_step(
+    model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Memory
+) -> tuple[Tensor, Memory]:
+    """DPM-Solver++(2M) (Lu et al. 2022): D extrapolated from this step and the one before; Euler's where
+    there is none.
+    """
     D = model(x, now)
     h = _wide((now / then).log())
     ahead = D
@@ -57,7 +63,11 @@ def dpmpp_2m_step(model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Me
     return (-h).exp() * x - torch.expm1(-h) * ahead, (now, D)
 
 
-SOLVERS = {"euler": Solver(euler_step, 1, 0.001), "dpmpp_2m": Solver(dpmpp_2m_step, 2, 0.01), "heun": Solver(heun_step, 2, 0.001)}
+SOLVERS = {
+    "euler": Solver(euler_step, 1, 0.001),
+    "dpmpp_2m": Solver(dpmpp_2m_step, 2, 0.01),
+    "heun": Solver(heun_step, 2, 0.001),
+}
 
 
 def solve(solver: str, model: Model, x: Tensor, sigmas: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ class Store:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if (metadata.get("version"), metadata.get("key")) != (VERSION, key):
-                    logging.warning("%s was written by another version of DizzyDiff; the model is measured anew.", path)
+                    logging.warning(
+                        "%s was written by another version of DizzyDiff; the model is measured anew.", path
+                    )
                     return None
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
                 if metadata["digest"] != _digest(tensors):
@@ -51,17 +53,25 @@ class Store:
             return None
 
     def save(self, key: str, profile: Profile) -> None:
-        """Whole or not at all; a folder that cannot be written is warned of, since the profile in memory is as good."""
+        """Whole or not at all; a folder that cannot be written is warned of, since the profile in memory is
+        as good.
+        """
         path = self.path(key)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
         scalars = json.dumps({"flow": profile.flow, "calls": profile.calls})
         tensors = {name: getattr(profile, name).contiguous() for name in TENSORS}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, unfinished, {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors)})
+            save_file(
+                tensors,
+                unfinished,
+                {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors)},
+            )
             unfinished.replace(path)
         except (OSError, SafetensorError) as error:
-            logging.warning("%s cannot be written (%s); the model will be measured again next time.", path, error)
+            logging.warning(
+                "%s cannot be written (%s); the model will be measured again next time.", path, error
+            )
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -47,7 +47,8 @@ class GuidanceInput:
     def milliweights(self, scales: torch.Tensor) -> torch.Tensor:
         """round(1000 w) for scales g, as int64 of the same shape.
 
-        Integers, because ComfyUI casts float conditions to the model's dtype, and 1000 w does not survive fp16 or bf16.
+        Integers, because ComfyUI casts float conditions to the model's dtype, and 1000 w does not survive
+        fp16 or bf16.
         """
         return torch.round(1000.0 * (scales.double() - self.offset)).long()
 
@@ -59,25 +60,35 @@ class GuidanceInput:
         outside = scales[(scales < low) | (scales > high)]
         if outside.numel():
             given = ", ".join(f"{g:g}" for g in outside.flatten().tolist())
-            logging.warning("%s: guidance %s is outside the range %g to %g this student was trained for; expect artefacts.",
-                            name, given, low, high)
+            logging.warning(
+                "%s: guidance %s is outside the range %g to %g this student was trained for; expect "
+                "artefacts.",
+                name,
+                given,
+                low,
+                high,
+            )
 
 
 def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> GuidanceInput:
     """The guidance input of a projection ``width`` columns wide.
 
-    settings: the UNet's config or the file's metadata; ``guidance_weight`` ("g - 1" or "g") and ``guidance_scale_range``
-    ([low, high] in g) win over the convention of the width: 256 is LCM (w = g - 1, g in 3..13), 512 and 1024 are
-    stage-one students trained on g itself.
+    settings: the UNet's config or the file's metadata; ``guidance_weight`` ("g - 1" or "g") and
+    ``guidance_scale_range`` ([low, high] in g) win over the convention of the width: 256 is LCM (w = g - 1, g
+    in 3..13), 512 and 1024 are stage-one students trained on g itself.
     """
     if width not in (*SINGLE_WIDTHS, TWO_SIGNAL_WIDTH):
         raise WrongGuidanceShape(
-            f"{name}: time_embedding.cond_proj takes {width} values; expected 256, 512 or 1024 (two signals). "
-            "This is not a guidance-conditioned student of a known kind.")
+            f"{name}: time_embedding.cond_proj takes {width} values; expected 256, 512 or 1024 (two "
+            f"signals). "
+            "This is not a guidance-conditioned student of a known kind."
+        )
     offsets = {"g - 1": 1.0, "g": 0.0}
     declared = settings.get("guidance_weight")
     if declared is not None and declared not in offsets:
-        raise ConfigMismatch(f'{name}: guidance_weight is {declared!r}; expected "g - 1" or "g". Correct it in the config.')
+        raise ConfigMismatch(
+            f'{name}: guidance_weight is {declared!r}; expected "g - 1" or "g". Correct it in the config.'
+        )
     lcm = width == 256
     offset = offsets[declared] if declared is not None else float(lcm)
     scale_range = settings.get("guidance_scale_range")
@@ -88,15 +99,18 @@ def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> Guidan
     except (TypeError, ValueError):
         low, high = math.nan, math.nan
     if not low <= high:
-        raise ConfigMismatch(f"{name}: guidance_scale_range is {scale_range!r}; expected [low, high]. Correct it in the config.")
+        raise ConfigMismatch(
+            f"{name}: guidance_scale_range is {scale_range!r}; expected [low, high]. Correct it in the "
+            f"config."
+        )
     return GuidanceInput(width, offset, (low, high))
 
 
 def slow_entries(guidance: GuidanceInput) -> torch.Tensor:
     """[width]: 1 for the entries of e(w) whose period is at least the trained range of w, 0 for faster ones.
 
-    What a student learns of w is smooth. The faster entries are noise to it, of which an optimiser with Adam's normalised steps
-    would learn as much in each update.
+    What a student learns of w is smooth. The faster entries are noise to it, of which an optimiser with
+    Adam's normalised steps would learn as much in each update.
     """
     low, high = guidance.scale_range or (0.0, 0.0)
     half = guidance.width // guidance.signals // 2
@@ -105,10 +119,11 @@ def slow_entries(guidance: GuidanceInput) -> torch.Tensor:
 
 
 def fourier_embedding(milliweights: torch.Tensor, width: int) -> torch.Tensor:
-    """e(w) = [sin(a f), cos(a f)], a = 1000 w, f_j = exp(-j ln 10000 / (width/2 - 1)); Luo et al. 2023 (LCM), as in diffusers.
+    """e(w) = [sin(a f), cos(a f)], a = 1000 w, f_j = exp(-j ln 10000 / (width/2 - 1)); Luo et al. 2023 (LCM),
+    as in diffusers.
 
-    milliweights: [B], 1000 w. Returns [B, width] in fp32 (float64 for float64 input), whatever dtype the network has:
-    in bf16 the angles are noise.
+    milliweights: [B], 1000 w. Returns [B, width] in fp32 (float64 for float64 input), whatever dtype the
+    network has: in bf16 the angles are noise.
     """
     half = width // 2
     a = milliweights if milliweights.dtype == torch.float64 else milliweights.float()
@@ -121,7 +136,9 @@ def fourier_embedding(milliweights: torch.Tensor, width: int) -> torch.Tensor:
 def guidance_embedding(milliweights: torch.Tensor, guidance: GuidanceInput) -> torch.Tensor:
     """[B] or [B, signals] of 1000 w -> [B, width]: e(w), or [e(w1), e(w2)] for two-signal students."""
     rows = milliweights.reshape(milliweights.shape[0], -1).expand(-1, guidance.signals)
-    return torch.cat([fourier_embedding(w, guidance.width // guidance.signals) for w in rows.unbind(1)], dim=1)
+    return torch.cat(
+        [fourier_embedding(w, guidance.width // guidance.signals) for w in rows.unbind(1)], dim=1
+    )
 
 
 def scales_tensor(guidance: float | Sequence[float] | torch.Tensor | None, default: float) -> torch.Tensor:
@@ -142,5 +159,7 @@ def parse_scales(text: str) -> list[float]:
     except ValueError:
         scales = []
     if not scales or not all(0.0 <= g <= 100.0 for g in scales):
-        raise BadScales(f'scales: got "{text}"; expected numbers from 0 to 100 separated by commas, such as "1, 2, 4, 8".')
+        raise BadScales(
+            f'scales: got "{text}"; expected numbers from 0 to 100 separated by commas, such as "1, 2, 4, 8".'
+        )
     return scales

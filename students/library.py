@@ -22,15 +22,22 @@ def pipeline_unets(roots: list[Path], embedded: Path) -> Mapping[str, Path]:
     for root in roots:
         for index in sorted(root.glob("**/model_index.json")):
             pipelines.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
-    found = {name if sub == "unet" else f"{name}/{sub}": folder / sub
-             for name, folder in pipelines.items() for sub in unet_folders(folder)}
+    found = {
+        name if sub == "unet" else f"{name}/{sub}": folder / sub
+        for name, folder in pipelines.items()
+        for sub in unet_folders(folder)
+    }
     return {EMBEDDED: embedded / "unet", **found}
 
 
 def lone_unets(roots: list[Path]) -> Mapping[str, Path]:
     """Folders with a UNet2DConditionModel of their own, outside any pipeline."""
-    return {config.parent.relative_to(root).as_posix(): config.parent
-            for root in roots for config in sorted(root.glob("**/config.json")) if is_unet_config(config)}
+    return {
+        config.parent.relative_to(root).as_posix(): config.parent
+        for root in roots
+        for config in sorted(root.glob("**/config.json"))
+        if is_unet_config(config)
+    }
 
 
 def students_among(folders: Mapping[str, Path]) -> list[str]:
@@ -43,8 +50,10 @@ def find_pipeline(name: str, roots: list[Path], embedded: Path) -> Path:
     inside(embedded, name)
     unets = pipeline_unets(roots, embedded)
     if name not in unets or not unets[name].is_dir():
-        raise MissingFile(f"{name}: no such pipeline any more. Expected a diffusers folder with model_index.json under "
-                          "models/diffusers; refresh the list and choose another.")
+        raise MissingFile(
+            f"{name}: no such pipeline any more. Expected a diffusers folder with model_index.json under "
+            "models/diffusers; refresh the list and choose another."
+        )
     return unets[name]
 
 
@@ -56,5 +65,8 @@ def find_student(name: str, folders: Mapping[str, Path], roots: list[Path]) -> P
             return path
     if name in folders and folders[name].is_dir():
         return folders[name]
-    raise MissingFile(f"{name}: the file is not there any more. Expected it under models/diffusion_models, models/checkpoints or "
-                      "models/diffusers; restore it, or refresh the list and choose another.")
+    raise MissingFile(
+        f"{name}: the file is not there any more. Expected it under models/diffusion_models, "
+        f"models/checkpoints or "
+        "models/diffusers; restore it, or refresh the list and choose another."
+    )

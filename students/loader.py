@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Guided students as native ComfyUI models: core's UNet with one more input.
 
-The only module of this feature that imports ComfyUI's model classes, with ``pipeline`` for text encoders and VAEs.
+The only module of this feature that imports ComfyUI's model classes, with ``pipeline`` for text encoders and
+VAEs.
 """
 
 import functools
@@ -33,32 +34,61 @@ from .guidance import GuidanceInput, guidance_embedding, guidance_input, scales_
 from .sampler import flow_signal, sample_student, unit_signal
 
 WEIGHT_DTYPES: Mapping[str, torch.dtype | None] = {
-    "default": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
-    "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
+    "default": None,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
 }
 MODEL_TYPES = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION, "x0": ModelType.EPS, "flow": ModelType.FLOW}
 
 
 class GuidedUNet(UNetModel):
-    """Core's UNet with emb = linear_2(silu(linear_1(t_emb + C e(w)))): Meng et al. 2023, in the form of LCM and diffusers.
+    """Core's UNet with emb = linear_2(silu(linear_1(t_emb + C e(w)))): Meng et al. 2023, in the form of LCM
+    and diffusers.
 
-    C keeps its diffusers key, ``time_embedding.cond_proj.weight``, so that saved checkpoints load again as students.
+    C keeps its diffusers key, ``time_embedding.cond_proj.weight``, so that saved checkpoints load again as
+    students.
     """
 
-    def __init__(self, *args: Any, guidance: GuidanceInput, operations: Any, device: torch.device | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        guidance: GuidanceInput,
+        operations: Any,
+        device: torch.device | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, operations=operations, device=device, **kwargs)
         self.guidance = guidance
-        self.time_embedding = torch.nn.ModuleDict({"cond_proj": operations.Linear(
-            guidance.width, self.model_channels, bias=False, dtype=self.dtype, device=device)})
+        self.time_embedding = torch.nn.ModuleDict(
+            {
+                "cond_proj": operations.Linear(
+                    guidance.width, self.model_channels, bias=False, dtype=self.dtype, device=device
+                )
+            }
+        )
 
-    def guided_embedding(self, timesteps: torch.Tensor, milliweights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def guided_embedding(
+        self, timesteps: torch.Tensor, milliweights: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
         """[B] times and [B] or [B, 2] of 1000 w -> [B, 4 model_channels]."""
         e = guidance_embedding(milliweights, self.guidance).to(dtype)
         t_emb = timestep_embedding(timesteps, self.model_channels).to(dtype)
         return self.time_embed(t_emb + self.time_embedding["cond_proj"](e))
 
-    def _forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None,
-                 milliweights=None, **kwargs):
+    def _forward(
+        self,
+        x,
+        timesteps=None,
+        context=None,
+        y=None,
+        control=None,
+        transformer_options=None,
+        milliweights=None,
+        **kwargs,
+    ):
         """As UNetModel; milliweights: [B] or [B, 2] int64, 1000 w a row (default: the default guidance)."""
         if milliweights is None:
             default = self.guidance.milliweights(scales_tensor(None, self.guidance.default_scale))
@@ -67,16 +97,26 @@ class GuidedUNet(UNetModel):
         transformer_options = transformer_options or {}
         patches = transformer_options.get("patches", {})
         guided = {**patches, "emb_patch": [lambda *_: emb, *patches.get("emb_patch", [])]}
-        return super()._forward(x, timesteps, context, y, control, {**transformer_options, "patches": guided}, **kwargs)
+        return super()._forward(
+            x, timesteps, context, y, control, {**transformer_options, "patches": guided}, **kwargs
+        )
 
 
 class GuidedModel(BaseModel):
-    """A BaseModel whose conditioning key ``guidance`` (g, or one g a row; ``guidance_2`` for a second signal) reaches the UNet."""
+    """A BaseModel whose conditioning key ``guidance`` (g, or one g a row; ``guidance_2`` for a second signal)
+    reaches the UNet.
+    """
 
-    def __init__(self, model_config: Any, model_type: ModelType = ModelType.EPS, device: torch.device | None = None):
+    def __init__(
+        self, model_config: Any, model_type: ModelType = ModelType.EPS, device: torch.device | None = None
+    ):
         self_guidance: GuidanceInput = model_config.guidance
-        super().__init__(model_config, model_type, device=device,
-                         unet_model=functools.partial(GuidedUNet, guidance=self_guidance))
+        super().__init__(
+            model_config,
+            model_type,
+            device=device,
+            unet_model=functools.partial(GuidedUNet, guidance=self_guidance),
+        )
         self.guidance = self_guidance
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
@@ -96,7 +136,9 @@ class GuidedSDXL(SDXL, GuidedModel):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a UNet is loaded from: one file, or a diffusers UNet folder. Cheap to keep, enough to load again."""
+    """Where a UNet is loaded from: one file, or a diffusers UNet folder. Cheap to keep, enough to load
+    again.
+    """
 
     path: Path
     name: str
@@ -118,8 +160,11 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
     weights, metadata = formats.read_weights(folder.weights if folder else (source.path,))
     if is_adapter(metadata) or is_several(metadata):
         teacher = metadata.get("teacher_name", "another model")
-        raise NeedsTeacher(f"{source.name}: distilled from {teacher}, and kept as an adapter of it. Expected that model as well: connect "
-                           "it to the input teacher of Load Guided Student.")
+        raise NeedsTeacher(
+            f"{source.name}: distilled from {teacher}, and kept as an adapter of it. Expected that model as "
+            f"well: connect "
+            "it to the input teacher of Load Guided Student."
+        )
     formats.refuse_unsupported_family(weights, source.name)
     dtype = WEIGHT_DTYPES[source.weight_dtype]
     if formats.understood_by_core(weights):
@@ -135,18 +180,28 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
     return patcher
 
 
-def load_core_family(source: Source, dtype: torch.dtype | None, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+def load_core_family(
+    source: Source, dtype: torch.dtype | None, disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
     """Flux, HunyuanVideo, HunyuanImage: core's loader and core's guidance, which gains one g a row."""
     if source.path.is_dir():
-        raise UnsupportedModel(f"{source.name}: a diffusers folder of a transformer. Expected one .safetensors file of it, under "
-                               "models/diffusion_models.")
-    patcher = comfy.sd.load_diffusion_model(str(source.path), model_options={} if dtype is None else {"dtype": dtype},
-                                            disable_dynamic=disable_dynamic)
+        raise UnsupportedModel(
+            f"{source.name}: a diffusers folder of a transformer. Expected one .safetensors file of it, "
+            f"under "
+            "models/diffusion_models."
+        )
+    patcher = comfy.sd.load_diffusion_model(
+        str(source.path),
+        model_options={} if dtype is None else {"dtype": dtype},
+        disable_dynamic=disable_dynamic,
+    )
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dizzydiff_guidance_rows", guidance_of_rows)
     return patcher
 
 
-def guidance_of_rows(executor: Any, x: torch.Tensor, *args: Any, guidance: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+def guidance_of_rows(
+    executor: Any, x: torch.Tensor, *args: Any, guidance: torch.Tensor | None = None, **kwargs: Any
+) -> torch.Tensor:
     """Core turns a list of N scales into [B, N]: row i is to have scale i mod N."""
     if guidance is None:
         return executor(x, *args, **kwargs)
@@ -156,7 +211,9 @@ def guidance_of_rows(executor: Any, x: torch.Tensor, *args: Any, guidance: torch
     return executor(x, *args, guidance=guidance, **kwargs)
 
 
-def describe(weights: Weights, metadata: Config, folder: UNetFolder | None, width: int | None, name: str) -> tuple[Any, Weights]:
+def describe(
+    weights: Weights, metadata: Config, folder: UNetFolder | None, width: int | None, name: str
+) -> tuple[Any, Weights]:
     """Core's model config (with ``guidance``, ``schedule`` and ``name``) and the weights in core's keys."""
     config = folder.config if folder else None
     marks = {key: weights.pop(key) for key in formats.PREDICTION_MARKS if key in weights}
@@ -167,20 +224,30 @@ def describe(weights: Weights, metadata: Config, folder: UNetFolder | None, widt
         names = {**comfy.utils.unet_to_diffusers(layout), formats.GUIDANCE_KEY: formats.GUIDANCE_KEY}
         unknown = sorted(set(weights) - set(names))
         if unknown:
-            raise UnsupportedModel(f"{name}: {len(unknown)} tensors that ComfyUI's UNet has no place for, such as {unknown[0]}. "
-                                   "Expected a UNet2DConditionModel of Stable Diffusion's kind.")
+            raise UnsupportedModel(
+                f"{name}: {len(unknown)} tensors that ComfyUI's UNet has no place for, such as {unknown[0]}. "
+                "Expected a UNet2DConditionModel of Stable Diffusion's kind."
+            )
         weights = {names[key]: tensor for key, tensor in weights.items()}
     layout.update(formats.read_heads(layout, config, name))
 
     linear, labelled = layout["use_linear_in_transformer"], layout["adm_in_channels"] is not None
-    family = comfy.supported_models.SDXL if labelled else comfy.supported_models.SD20 if linear else comfy.supported_models.SD15
+    family = (
+        comfy.supported_models.SDXL
+        if labelled
+        else comfy.supported_models.SD20
+        if linear
+        else comfy.supported_models.SD15
+    )
     model_config = family(layout)
     model_config.unet_config.update(layout)
     if config is not None and not config.get("upcast_attention", False):
         model_config.unet_config.pop("attn_precision", None)
     model_config.name = name
     model_config.guidance = None if width is None else guidance_input(width, config or metadata, name)
-    model_config.schedule = _schedule(folder.scheduler if folder else metadata, model_config, {**weights, **marks}, name)
+    model_config.schedule = _schedule(
+        folder.scheduler if folder else metadata, model_config, {**weights, **marks}, name
+    )
     model_config.sampling_settings.update(model_config.schedule.settings)
     if folder is not None and folder.vae is not None:
         model_config.latent_format = latent_format(folder.vae)
@@ -188,7 +255,9 @@ def describe(weights: Weights, metadata: Config, folder: UNetFolder | None, widt
 
 
 def _schedule(config: Config | None, model_config: Any, weights: Weights, name: str) -> Schedule:
-    """The schedule of the scheduler config; without one, LCM for 256-wide students, else what core detects in the weights."""
+    """The schedule of the scheduler config; without one, LCM for 256-wide students, else what core detects in
+    the weights.
+    """
     schedule = formats.read_schedule(config, name)
     if schedule.prediction is not None:
         return schedule
@@ -201,7 +270,9 @@ def _schedule(config: Config | None, model_config: Any, weights: Weights, name: 
 
 
 def latent_format(vae: Config) -> comfy.latent_formats.LatentFormat:
-    """Core's format of this VAE's scale; a plain one for a VAE core does not know, with the config's preview factors if any."""
+    """Core's format of this VAE's scale; a plain one for a VAE core does not know, with the config's preview
+    factors if any.
+    """
     scale = float(vae.get("scaling_factor", 0.18215))
     known = {0.18215: comfy.latent_formats.SD15, 0.13025: comfy.latent_formats.SDXL}
     if scale in known and "latent_rgb_factors" not in vae:
@@ -219,12 +290,17 @@ def model_sampling(model_config: Any) -> torch.nn.Module:
     schedule: Schedule = model_config.schedule
     sampling = comfy.model_sampling
     kinds = {"eps": sampling.EPS, "v": sampling.V_PREDICTION, "x0": sampling.X0, "flow": sampling.CONST}
-    steps: type = sampling.ModelSamplingDiscreteFlow if schedule.prediction == "flow" else sampling.ModelSamplingDiscrete
+    steps: type = (
+        sampling.ModelSamplingDiscreteFlow
+        if schedule.prediction == "flow"
+        else sampling.ModelSamplingDiscrete
+    )
     kind: type = kinds[schedule.prediction or "eps"]
     attributes = {}
     if schedule.lcm_steps is not None:
         # Here and not above: it imports ComfyUI's top-level ``nodes``, which must be loaded by then.
         from comfy_extras.nodes_model_advanced import LCM, ModelSamplingDiscreteDistilled
+
         steps, attributes = ModelSamplingDiscreteDistilled, {"original_timesteps": schedule.lcm_steps}
         kind = LCM if schedule.prediction == "eps" else kind
     result = type("ModelSampling", (steps, kind), attributes)(model_config)
@@ -234,16 +310,24 @@ def model_sampling(model_config: Any) -> torch.nn.Module:
 
 
 def storage_dtype(weights: Weights, asked: torch.dtype | None) -> torch.dtype:
-    """The dtype weights are kept in: as asked, else core's choice, but never wider than the file (which stays mapped)."""
+    """The dtype weights are kept in: as asked, else core's choice, but never wider than the file (which stays
+    mapped).
+    """
     if asked is not None:
         return asked
     in_file = comfy.utils.weight_dtype(weights)
-    chosen = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), weight_dtype=in_file)
+    chosen = comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights), weight_dtype=in_file
+    )
     return in_file if in_file is not None and in_file.itemsize < chosen.itemsize else chosen
 
 
-def build(model_config: Any, weights: Weights, dtype: torch.dtype | None, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
-    """The model around the weights, which are assigned, not copied: a file of the right dtype stays memory-mapped."""
+def build(
+    model_config: Any, weights: Weights, dtype: torch.dtype | None, disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    """The model around the weights, which are assigned, not copied: a file of the right dtype stays
+    memory-mapped.
+    """
     management = comfy.model_management
     device, offload = management.get_torch_device(), management.unet_offload_device()
     stored = storage_dtype(weights, dtype)
@@ -253,9 +337,15 @@ def build(model_config: Any, weights: Weights, dtype: torch.dtype | None, disabl
     elif dtype is not None:
         weights = {key: t.to(dtype) for key, t in weights.items()}
     model_config.set_inference_dtype(stored, compute, device=device)
-    model_class = {(True, True): GuidedSDXL, (True, False): GuidedModel, (False, True): SDXL, (False, False): BaseModel}[
-        model_config.guidance is not None, model_config.unet_config["adm_in_channels"] is not None]
-    model = model_class(model_config, model_type=MODEL_TYPES[model_config.schedule.prediction], device=torch.device("meta"))
+    model_class = {
+        (True, True): GuidedSDXL,
+        (True, False): GuidedModel,
+        (False, True): SDXL,
+        (False, False): BaseModel,
+    }[model_config.guidance is not None, model_config.unet_config["adm_in_channels"] is not None]
+    model = model_class(
+        model_config, model_type=MODEL_TYPES[model_config.schedule.prediction], device=torch.device("meta")
+    )
     check_shapes(model.diffusion_model, weights, model_config.name)
     model.diffusion_model.load_state_dict(weights, assign=True)
     model.requires_grad_(False)
@@ -265,7 +355,9 @@ def build(model_config: Any, weights: Weights, dtype: torch.dtype | None, disabl
     model.model_sampling = model_sampling(model_config)
     if model_config.inpaint_model():
         model.set_inpaint()
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher_class = (
+        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    )
     return patcher_class(model, load_device=device, offload_device=offload)
 
 
@@ -273,19 +365,34 @@ def check_shapes(network: torch.nn.Module, weights: Weights, name: str) -> None:
     """Raise ConfigMismatch unless the weights are exactly the network's."""
     expected = network.state_dict()
     for key in sorted(set(expected) ^ set(weights)):
-        raise ConfigMismatch(f"{name}: {key} is {'missing from the weights' if key in expected else 'not part of this network'}. "
-                             "Expected a complete UNet; download it again.")
+        raise ConfigMismatch(
+            f"{name}: {key} is "
+            f"{'missing from the weights' if key in expected else 'not part of this network'}. "
+            "Expected a complete UNet; download it again."
+        )
     for key, tensor in weights.items():
         if tensor.shape != expected[key].shape:
-            raise ConfigMismatch(f"{name}: {key} has shape {list(tensor.shape)}, the network needs {list(expected[key].shape)}. "
-                                 "Expected a config and weights from the same model; download both again.")
+            raise ConfigMismatch(
+                f"{name}: {key} has shape {list(tensor.shape)}, the network needs "
+                f"{list(expected[key].shape)}. "
+                "Expected a config and weights from the same model; download both again."
+            )
 
 
-def sample_student_native(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any] | None = None,
-                          callback: Any = None, disable: bool | None = None, eta: float = 1.0,
-                          noise_sampler: Any = None) -> torch.Tensor:
+def sample_student_native(
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Any = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    noise_sampler: Any = None,
+) -> torch.Tensor:
     """``sample_student`` as ComfyUI calls samplers: noise from the seed, alpha from the model."""
     sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     signal = flow_signal if isinstance(sampling, comfy.model_sampling.CONST) else unit_signal
     noise_sampler = noise_sampler or default_noise_sampler(x, seed=(extra_args or {}).get("seed"))
-    return sample_student(model, x, sigmas, extra_args, callback, disable, eta=eta, noise_sampler=noise_sampler, signal=signal)
+    return sample_student(
+        model, x, sigmas, extra_args, callback, disable, eta=eta, noise_sampler=noise_sampler, signal=signal
+    )

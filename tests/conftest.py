@@ -32,7 +32,9 @@ load_package("devtools", ROOT / "devtools")
 
 def pytest_configure() -> None:
     if ROOT in {Path(entry).resolve() for entry in sys.path}:
-        raise pytest.UsageError(f"{ROOT} is on sys.path, where its nodes/ hides ComfyUI's nodes. Use `python -P -m pytest`.")
+        raise pytest.UsageError(
+            f"{ROOT} is on sys.path, where its nodes/ hides ComfyUI's nodes. Use `python -P -m pytest`."
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,5 +63,7 @@ def comfy_server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     base = comfyui.make_base(root, folder / "base")
     for kind in ("diffusion_models", "checkpoints", "diffusers"):
         (base / "models" / kind).mkdir()
-    with server.running(Path(sys.executable), tree, base, folder / "output", folder / "comfyui.log") as running:
+    with server.running(
+        Path(sys.executable), tree, base, folder / "output", folder / "comfyui.log"
+    ) as running:
         yield running

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Import the pack as the package ``dizzydiff``, as ComfyUI does, and run its recipe."""
-    spec = importlib.util.spec_from_file_location("dizzydiff", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "dizzydiff", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec and spec.loader
     sys.modules["dizzydiff"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

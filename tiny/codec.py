@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The latents of the embedded pipeline: an encoder in closed form and a learned decoder, in the shape of TAESD.
+"""The latents of the embedded pipeline: an encoder in closed form and a learned decoder, in the shape of
+TAESD.
 
 For every 8x8 block of a picture in [0, 1], with u, v in (-1, 1) the position inside the block,
 
     z_c = (mean(RGB_c) - 1/2) / s        c = 0, 1, 2
     z_3 = mean((u + v) * Y) / s_3        Y = R/2 + G/4 + B/4
 
-so three channels are the picture at an eighth of its size and the fourth says on which side of a block an edge runs.
-:func:`encode` computes them directly; :func:`closed_form_encoder` writes the same map into the weights of an
-``AutoencoderTiny`` (each stride-2 convolution averages 2x2 and every residual block is the identity), so that ComfyUI and
-diffusers encode pictures to exactly these latents. Only the decoder is trained.
+so three channels are the picture at an eighth of its size and the fourth says on which side of a block an
+edge runs. :func:`encode` computes them directly; :func:`closed_form_encoder` writes the same map into the
+weights of an ``AutoencoderTiny`` (each stride-2 convolution averages 2x2 and every residual block is the
+identity), so that ComfyUI and diffusers encode pictures to exactly these latents. Only the decoder is
+trained.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 
 BLOCK = 8
 TRAINED_BLOCKS = (2, 2, 1, 1)
-"""Residual blocks of the decoder that learn, from the lowest resolution to the highest; the rest stay the identity."""
+"""Residual blocks of the decoder that learn, from the lowest resolution to the highest; the rest stay the
+identity.
+"""
 SCALE, SCALE_GRADIENT = 0.375, 0.03125
 LUMA = (0.5, 0.25, 0.25)
 RGB_FACTORS = [[2 * SCALE if row == column else 0.0 for column in range(3)] for row in range(4)]
@@ -37,13 +41,17 @@ def encode(pictures: Tensor) -> Tensor:
 
 
 def closed_form_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's weights (keys ``encoder.*`` of an AutoencoderTiny state dict) that compute :func:`encode` exactly.
+    """The encoder's weights (keys ``encoder.*`` of an AutoencoderTiny state dict) that compute :func:`encode`
+    exactly.
 
-    Channels 0-2 carry the colours, 3 the gradient plus one (ReLU leaves nothing negative), 4 the constant one.
-    One stride-2 stage maps the gradient of a half-size block, g', to g = mean(g'/2 + (±1/2 ±1/2) Y) over its four blocks.
+    Channels 0-2 carry the colours, 3 the gradient plus one (ReLU leaves nothing negative), 4 the constant
+    one. One stride-2 stage maps the gradient of a half-size block, g', to g = mean(g'/2 + (±1/2 ±1/2) Y) over
+    its four blocks.
     """
     encoder = {key: torch.zeros_like(value) for key, value in state.items() if key.startswith("encoder.")}
-    convolutions = sorted({int(key.split(".")[2]) for key in encoder if key.split(".")[3] in ("weight", "bias")})
+    convolutions = sorted(
+        {int(key.split(".")[2]) for key in encoder if key.split(".")[3] in ("weight", "bias")}
+    )
     first, *halvings, last = convolutions
     weight, bias = encoder[f"encoder.layers.{first}.weight"], encoder[f"encoder.layers.{first}.bias"]
     for channel in range(3):
@@ -65,7 +73,9 @@ def closed_form_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def start_decoder(decoder: nn.Module) -> list[nn.Parameter]:
-    """Set an AutoencoderTiny's decoder to repeat each block's mean colour 8x8 times; returns the parameters to train from there."""
+    """Set an AutoencoderTiny's decoder to repeat each block's mean colour 8x8 times; returns the parameters
+    to train from there.
+    """
     trained: list[nn.Parameter] = []
     level = since_upsampling = 0
     with torch.no_grad():

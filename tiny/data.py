@@ -36,12 +36,17 @@ def _shard(seed: int) -> tuple[list[str], Tensor]:
 
 def training_set(folder: Path, pictures: int, seed: int) -> tuple[list[str], Tensor]:
     """Captions and latents [pictures, 4, 12, 12] from ``folder``, drawn there first if need be."""
-    file, captions_file = folder / f"latents-{pictures}-{seed}.safetensors", folder / f"captions-{pictures}-{seed}.txt"
+    file, captions_file = (
+        folder / f"latents-{pictures}-{seed}.safetensors",
+        folder / f"captions-{pictures}-{seed}.txt",
+    )
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor() as pool:
             shards = list(pool.map(_shard, [seed * 1_000_003 + i for i in range(pictures // SHARD)]))
-        captions_file.write_text("\n".join(caption for captions, _ in shards for caption in captions), encoding="utf-8")
+        captions_file.write_text(
+            "\n".join(caption for captions, _ in shards for caption in captions), encoding="utf-8"
+        )
         half_written = file.with_suffix(".part")
         save_file({"latents": torch.cat([latents for _, latents in shards]).half()}, half_written)
         half_written.replace(file)

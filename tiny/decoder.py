@@ -15,14 +15,16 @@ from . import codec, data, scene, train
 WINDOW = 6
 """Side of a training crop, latent pixels."""
 EDGE_WEIGHT, EDGE_WIDTH, EDGE_CONTRAST = 10.0, 7, 0.1
-"""What a pixel whose EDGE_WIDTH x EDGE_WIDTH neighbourhood has more contrast counts beyond others: corners are few pixels, and
-a shape without its corners is another shape."""
+"""What a pixel whose EDGE_WIDTH x EDGE_WIDTH neighbourhood has more contrast counts beyond others: corners
+are few pixels, and a shape without its corners is another shape."""
 NOISE = 0.04
 """Standard deviation of noise added to the latents, so that the decoder forgives what a sampler leaves."""
 
 
 def crops(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents [batch, 4, WINDOW, WINDOW] and pictures [batch, 3, 8 WINDOW, 8 WINDOW] around a shape of random drawings."""
+    """Latents [batch, 4, WINDOW, WINDOW] and pictures [batch, 3, 8 WINDOW, 8 WINDOW] around a shape of random
+    drawings.
+    """
     rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
     latents, pictures = [], []
     blocks = scene.SIDE // codec.BLOCK
@@ -32,16 +34,24 @@ def crops(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         picture = data.picture_tensor(scene.paint(placed, caption.background))
         target = rng.choice(placed)
         left, top = (
-            min(max(round(centre / codec.BLOCK) - rng.randint(1, WINDOW - 1), 0), blocks - WINDOW) for centre in (target.x, target.y)
+            min(max(round(centre / codec.BLOCK) - rng.randint(1, WINDOW - 1), 0), blocks - WINDOW)
+            for centre in (target.x, target.y)
         )
         rows, columns = slice(top, top + WINDOW), slice(left, left + WINDOW)
         latents.append(codec.encode(picture[None])[0, :, rows, columns])
-        pictures.append(picture.unflatten(1, (blocks, 8)).unflatten(3, (blocks, 8))[:, rows, :, columns].flatten(3, 4).flatten(1, 2))
+        pictures.append(
+            picture.unflatten(1, (blocks, 8))
+            .unflatten(3, (blocks, 8))[:, rows, :, columns]
+            .flatten(3, 4)
+            .flatten(1, 2)
+        )
     return torch.stack(latents), torch.stack(pictures)
 
 
 class Decoder(nn.Module):
-    """An AutoencoderTiny's decoder alone, latents to pictures in [0, 1]; frozen where it stays the identity."""
+    """An AutoencoderTiny's decoder alone, latents to pictures in [0, 1]; frozen where it stays the
+    identity.
+    """
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -55,7 +65,9 @@ class Decoder(nn.Module):
 
 def edge_weighted_l1(drawn: Tensor, pictures: Tensor) -> Tensor:
     """Mean absolute error, edges weighted."""
-    highest, lowest = (sign * nn.functional.max_pool2d(sign * pictures, EDGE_WIDTH, 1, EDGE_WIDTH // 2) for sign in (1, -1))
+    highest, lowest = (
+        sign * nn.functional.max_pool2d(sign * pictures, EDGE_WIDTH, 1, EDGE_WIDTH // 2) for sign in (1, -1)
+    )
     weights = 1 + EDGE_WEIGHT * ((highest - lowest).amax(1, keepdim=True) > EDGE_CONTRAST)
     return (weights * (drawn - pictures).abs()).mean() / weights.mean()
 

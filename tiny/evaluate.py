@@ -27,7 +27,9 @@ def teacher_velocity(unet: nn.Module, empty: Tensor, g: float) -> Velocity:
         if g == 1:
             return unet(z, t, context, return_dict=False)[0]
         both = torch.cat([context, empty.expand_as(context)])
-        conditional, unconditional = unet(torch.cat([z, z]), torch.cat([t, t]), both, return_dict=False)[0].chunk(2)
+        conditional, unconditional = unet(torch.cat([z, z]), torch.cat([t, t]), both, return_dict=False)[
+            0
+        ].chunk(2)
         return torch.lerp(unconditional, conditional, g)
 
     return velocity
@@ -38,18 +40,29 @@ def student_velocity(unet: nn.Module, g: float) -> Velocity:
 
     def velocity(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         milliweights = networks.GUIDANCE.milliweights(torch.full((len(z),), g))
-        return unet(z, t, context, timestep_cond=guidance_embedding(milliweights, networks.GUIDANCE), return_dict=False)[0]
+        return unet(
+            z,
+            t,
+            context,
+            timestep_cond=guidance_embedding(milliweights, networks.GUIDANCE),
+            return_dict=False,
+        )[0]
 
     return velocity
 
 
 def ddim(velocity: Velocity, noise: Tensor, context: Tensor, diffusion: Diffusion, steps: int) -> Tensor:
-    """Deterministic DDIM (Song et al. 2021) for v-prediction on trailing timesteps; the last step returns the predicted x."""
+    """Deterministic DDIM (Song et al. 2021) for v-prediction on trailing timesteps; the last step returns the
+    predicted x.
+    """
     times = torch.linspace(len(diffusion.alpha) - 1, -1, steps + 1).round().long()
     z = noise
     for t, s in pairwise(times):
         v = velocity(z, t.expand(len(z)), context)
-        x, eps = diffusion.alpha[t] * z - diffusion.sigma[t] * v, diffusion.sigma[t] * z + diffusion.alpha[t] * v
+        x, eps = (
+            diffusion.alpha[t] * z - diffusion.sigma[t] * v,
+            diffusion.sigma[t] * z + diffusion.alpha[t] * v,
+        )
         z = x if s < 0 else diffusion.alpha[s] * x + diffusion.sigma[s] * eps
     return z
 
@@ -68,14 +81,19 @@ def draw_captions(
     images: list[Image.Image] = []
     for start in range(0, len(contexts), BATCH):
         rows = contexts[start : start + BATCH]
-        noise = torch.stack([
-            torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed * 1_000_003 + start + i)) for i in range(len(rows))
-        ])
+        noise = torch.stack(
+            [
+                torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed * 1_000_003 + start + i))
+                for i in range(len(rows))
+            ]
+        )
         images += pictures(decoder, ddim(velocity, noise, rows, diffusion, steps))
     return images
 
 
-def test_captions(seed: int, count: int, things: Sequence[int], held_out: bool = False) -> list[scene.Caption]:
+def test_captions(
+    seed: int, count: int, things: Sequence[int], held_out: bool = False
+) -> list[scene.Caption]:
     """``count`` captions, alternating over the numbers of ``things``."""
     rng = random.Random(seed)
     return [scene.random_caption(rng, things[i % len(things)], held_out) for i in range(count)]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The networks of the embedded pipeline, in the classes and configurations that diffusers and ComfyUI both build."""
+"""The networks of the embedded pipeline, in the classes and configurations that diffusers and ComfyUI both
+build.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ def unet() -> UNet2DConditionModel:
 def text_encoder(generator: torch.Generator) -> CLIPTextModel:
     """A CLIP text model over the whole vocabulary of SD's tokenizer.
 
-    The token table is random and stays as it is: captions use about forty of its 49,408 rows, which are nearly orthogonal
-    as they are. Its entries are exact in float8, which is how the file holds them.
+    The token table is random and stays as it is: captions use about forty of its 49,408 rows, which are
+    nearly orthogonal as they are. Its entries are exact in float8, which is how the file holds them.
     """
     model = CLIPTextModel(
         CLIPTextConfig(
@@ -64,7 +66,9 @@ def autoencoder() -> AutoencoderTiny:
 
 
 def scheduler() -> DDIMScheduler:
-    """Scaled-linear betas that end at sigma 66: the start of sampling says nothing of a picture's background."""
+    """Scaled-linear betas that end at sigma 66: the start of sampling says nothing of a picture's
+    background.
+    """
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Muon for the hidden layers' matrices and convolutions, AdamW for the rest: fewer updates to the same loss than AdamW alone."""
+"""Muon for the hidden layers' matrices and convolutions, AdamW for the rest: fewer updates to the same loss
+than AdamW alone.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ ADAM_RMS = 0.2
 
 
 def orthogonalised(gradient: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of the gradient's singular value decomposition, by Newton-Schulz (Jordan et al. 2024), in fp32.
+    """About U V^T of the gradient's singular value decomposition, by Newton-Schulz (Jordan et al. 2024), in
+    fp32.
 
-    ``torch.optim.Muon`` does this in bf16 and for matrices only; on CPUs without bf16 units that is 20 times slower.
+    ``torch.optim.Muon`` does this in bf16 and for matrices only; on CPUs without bf16 units that is 20 times
+    slower.
     """
     a, b, c = NEWTON_SCHULZ
     X = gradient.flatten(1)

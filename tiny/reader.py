@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads pictures of the embedded pipeline's world by plain image analysis: what shapes, colours and relations they show.
+"""Reads pictures of the embedded pipeline's world by plain image analysis: what shapes, colours and relations
+they show.
 
-No network and no prompt is involved, so prompt accuracy is exact: a picture satisfies its caption when :func:`read` finds
-just as many shapes as the caption names, each of the right colour, shape and (where said) size, standing as the caption says.
-A blurred, broken, overlapping or off-colour shape is read as unknown and fails.
+No network and no prompt is involved, so prompt accuracy is exact: a picture satisfies its caption when
+:func:`read` finds just as many shapes as the caption names, each of the right colour, shape and (where said)
+size, standing as the caption says. A blurred, broken, overlapping or off-colour shape is read as unknown and
+fails.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from scipy import ndimage
 from . import scene
 
 COLOUR_TOLERANCE = 60.0
-"""Farthest RGB distance (0-255 scale) at which a colour still has its name; the nearest two names are 102 apart."""
+"""Farthest RGB distance (0-255 scale) at which a colour still has its name; the nearest two names are 102
+apart.
+"""
 SHAPE_AGREEMENT = 0.85
 """Least intersection over union with the ideal shape in the same bounding box."""
 SPECK = 12
@@ -91,17 +95,22 @@ def satisfies(caption: scene.Caption | str, reading: Reading) -> bool:
         return False
     orders = (reading.shapes, reading.shapes[::-1])
     return any(
-        all(_shows(shape, thing) for shape, thing in zip(order, caption.things, strict=True)) and scene.fits(caption, order)
+        all(_shows(shape, thing) for shape, thing in zip(order, caption.things, strict=True))
+        and scene.fits(caption, order)
         for order in orders
     )
 
 
 def accuracy(captions: Sequence[scene.Caption], images: Sequence[Image.Image]) -> float:
     """Share of pictures that satisfy their captions."""
-    return sum(satisfies(caption, read(image)) for caption, image in zip(captions, images, strict=True)) / len(captions)
+    return sum(
+        satisfies(caption, read(image)) for caption, image in zip(captions, images, strict=True)
+    ) / len(captions)
 
 
 def spread(images: Sequence[Image.Image]) -> float:
-    """Diversity: root mean square distance of the first shape's centre from its mean over pictures of one caption, pixels."""
+    """Diversity: root mean square distance of the first shape's centre from its mean over pictures of one
+    caption, pixels.
+    """
     centres = np.array([(shapes[0].x, shapes[0].y) for image in images if (shapes := read(image).shapes)])
     return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean())) if len(centres) else 0.0

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The recipe of the embedded pipeline: decoder, teacher, student (by the engine for users' models), measurement. Resumes where it stopped.
+"""The recipe of the embedded pipeline: decoder, teacher, student (by the engine for users' models),
+measurement. Resumes where it stopped.
 
-Run by ``python3 dev.py tiny``; every number that shapes the result stands in this file or beside the loop that uses it.
+Run by ``python3 dev.py tiny``; every number that shapes the result stands in this file or beside the loop
+that uses it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def tokens_of(captions: list[str], tokenizer_folder: Path) -> torch.Tensor:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def training_pictures(work: Path, tokenizer_folder: Path) -> train.Pictures:
@@ -57,7 +61,9 @@ def make_teacher(work: Path) -> None:
     tokenizer = tokenizer_folder()
     torch.manual_seed(SEED)
     autoencoder = networks.autoencoder()
-    autoencoder.load_state_dict(autoencoder.state_dict() | codec.closed_form_encoder(autoencoder.state_dict()))
+    autoencoder.load_state_dict(
+        autoencoder.state_dict() | codec.closed_form_encoder(autoencoder.state_dict())
+    )
     autoencoder.decoder = decoder.train_decoder(autoencoder.decoder, work / "decoder", DECODER, SEED)
 
     pictures = training_pictures(work, tokenizer)
@@ -71,22 +77,34 @@ def make_teacher(work: Path) -> None:
 
 
 def measure(pipeline: Path, count: int = 500) -> dict:
-    """Prompt accuracy in percent of the written files: the teacher at g = 4 by kind of caption, and teacher against student at every g."""
-    teacher, student = (UNet2DConditionModel.from_pretrained(pipeline / part, torch_dtype=torch.float32) for part in ("teacher", "unet"))
+    """Prompt accuracy in percent of the written files: the teacher at g = 4 by kind of caption, and teacher
+    against student at every g.
+    """
+    teacher, student = (
+        UNet2DConditionModel.from_pretrained(pipeline / part, torch_dtype=torch.float32)
+        for part in ("teacher", "unet")
+    )
     text_encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder", torch_dtype=torch.float32)
     decoder_net = AutoencoderTiny.from_pretrained(pipeline / "vae", torch_dtype=torch.float32).decoder
     diffusion = train.Diffusion.of(networks.scheduler())
 
     @torch.inference_mode()
     def contexts_of(captions):
-        return text_encoder(tokens_of([str(caption) for caption in captions], tokenizer_folder())).last_hidden_state
+        return text_encoder(
+            tokens_of([str(caption) for caption in captions], tokenizer_folder())
+        ).last_hidden_state
 
     def score(velocity, captions, seed):
         images = evaluate.draw_captions(velocity, contexts_of(captions), decoder_net, diffusion, STEPS, seed)
         return round(evaluate.accuracy(captions, images), 1)
 
     empty = contexts_of([""])
-    kinds = {"one_object": ((1,), False), "two_objects": ((2,), False), "held_out_one": ((1,), True), "held_out_two": ((2,), True)}
+    kinds = {
+        "one_object": ((1,), False),
+        "two_objects": ((2,), False),
+        "held_out_one": ((1,), True),
+        "held_out_two": ((2,), True),
+    }
     at_four = evaluate.teacher_velocity(teacher, empty, 4)
     result: dict = {"captions": count, "steps": STEPS, "teacher_g4": {}, "same_g": []}
     for kind, (things, held_out) in kinds.items():
@@ -116,14 +134,19 @@ def distilled(work: Path) -> list[float]:
 def write_losses(file: Path, losses: list[float]) -> None:
     """A line for every ``LOG_EVERY`` updates, as ``train.Run`` writes them."""
     every = train.LOG_EVERY
-    rows = [{"update": end, "loss": sum(losses[end - every : end]) / every} for end in range(every, len(losses) + 1, every)]
+    rows = [
+        {"update": end, "loss": sum(losses[end - every : end]) / every}
+        for end in range(every, len(losses) + 1, every)
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train what is not trained yet, measure, write the pipeline into ``tiny/``."""
     parser = argparse.ArgumentParser(description="Make the embedded pipeline from nothing.")
-    parser.add_argument("--work", type=Path, default=HOME.parent / ".dev" / "tiny", help="training set, checkpoints and logs")
+    parser.add_argument(
+        "--work", type=Path, default=HOME.parent / ".dev" / "tiny", help="training set, checkpoints and logs"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--student-only", action="store_true", help="of the teacher that is in tiny/ already")
     options = parser.parse_args(arguments)
@@ -134,5 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
         make_teacher(options.work)
     write_losses(HOME / "log" / "student.jsonl", distilled(options.work))
     measured = measure(HOME)
-    measured |= {"bytes": export.size(HOME), "machine": f"{platform.machine()}, {options.threads} threads", "torch": torch.__version__}
+    measured |= {
+        "bytes": export.size(HOME),
+        "machine": f"{platform.machine()}, {options.threads} threads",
+        "torch": torch.__version__,
+    }
     (HOME / "quality.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

@@ -80,7 +80,10 @@ class Placed:
     width: float
 
 
-_THING = rf"an? (?:(?P<size{{0}}>{'|'.join(SIZES)}) )?(?P<colour{{0}}>{'|'.join(COLOURS)}) (?P<shape{{0}}>{'|'.join(SHAPES)})"
+_THING = (
+    rf"an? (?:(?P<size{{0}}>{'|'.join(SIZES)}) )?(?P<colour{{0}}>{'|'.join(COLOURS)}) "
+    rf"(?P<shape{{0}}>{'|'.join(SHAPES)})"
+)
 _CAPTION = re.compile(
     _THING.format(1)
     + rf"(?: (?P<relation>{'|'.join(RELATIONS)}) "
@@ -94,14 +97,20 @@ def parse(text: str) -> Caption:
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
         example = "a small red circle left of a blue square on white"
-        raise ValueError(f"not a caption of the embedded pipeline: {text!r}; expected for example {example!r}")
+        raise ValueError(
+            f"not a caption of the embedded pipeline: {text!r}; expected for example {example!r}"
+        )
     part = match.groupdict()
-    things = tuple(Thing(part[f"colour{i}"], part[f"shape{i}"], part[f"size{i}"]) for i in (1, 2) if part[f"colour{i}"])
+    things = tuple(
+        Thing(part[f"colour{i}"], part[f"shape{i}"], part[f"size{i}"]) for i in (1, 2) if part[f"colour{i}"]
+    )
     return Caption(things, part["background"], part["relation"], part["place"])
 
 
 def random_caption(rng: random.Random, things: int, held_out: bool = False) -> Caption:
-    """A caption of ``things`` (1 or 2) shapes; with ``held_out`` the first one is of a pair kept out of training, else none is."""
+    """A caption of ``things`` (1 or 2) shapes; with ``held_out`` the first one is of a pair kept out of
+    training, else none is.
+    """
 
     def thing(pairs: Sequence[tuple[str, str]]) -> Thing:
         return Thing(*rng.choice(pairs), rng.choice((None, *SIZES)))
@@ -141,12 +150,17 @@ def _apart(one: Placed, other: Placed) -> bool:
 
 
 def _clear(caption: Caption, placed: Sequence[Placed]) -> bool:
-    """Training pictures keep away from the borders of the words: a relation or place that 4 pixels would not change."""
+    """Training pictures keep away from the borders of the words: a relation or place that 4 pixels would not
+    change.
+    """
     if len(placed) == 2 and not _apart(*placed):
         return False
     first, rest = placed[0], tuple(placed[1:])
     moves = ((0, 0), (4, 0), (-4, 0), (0, 4), (0, -4))
-    return all(fits(caption, (Placed(first.colour, first.shape, first.x + dx, first.y + dy, first.width), *rest)) for dx, dy in moves)
+    return all(
+        fits(caption, (Placed(first.colour, first.shape, first.x + dx, first.y + dy, first.width), *rest))
+        for dx, dy in moves
+    )
 
 
 def lay_out(caption: Caption, rng: random.Random) -> tuple[Placed, ...]:
@@ -156,7 +170,9 @@ def lay_out(caption: Caption, rng: random.Random) -> tuple[Placed, ...]:
         for thing in caption.things:
             width = rng.uniform(*SIZES[thing.size or rng.choice(tuple(SIZES))])
             low, high = MARGIN + width / 2, SIDE - MARGIN - width / 2
-            placed.append(Placed(thing.colour, thing.shape, rng.uniform(low, high), rng.uniform(low, high), width))
+            placed.append(
+                Placed(thing.colour, thing.shape, rng.uniform(low, high), rng.uniform(low, high), width)
+            )
         if _clear(caption, placed):
             return tuple(placed)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The recipe's student: distilled from the exported teacher by the engine for users' models, and merged into diffusers' layout."""
+"""The recipe's student: distilled from the exported teacher by the engine for users' models, and merged into
+diffusers' layout.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Embedded:
 
     def job(self, file: Path, prompts: list[str], plan: Plan = PLAN) -> Job:
         """What is distilled into ``file``."""
-        return Job(self.teacher, "tiny/teacher", prompts, self.encode, LATENT, plan, file, checkpointing=False)
+        return Job(
+            self.teacher, "tiny/teacher", prompts, self.encode, LATENT, plan, file, checkpointing=False
+        )
 
 
 def embedded(folder: Path) -> Embedded:
@@ -47,8 +51,12 @@ def embedded(folder: Path) -> Embedded:
     return Embedded(load_unet(Source(folder / "teacher", "tiny/teacher")), load_clip(folder, []))
 
 
-def make_student(folder: Path, file: Path, observe: Observer, plan: Plan = PLAN, prompts: int = CAPTIONS) -> list[float]:
-    """``folder``/unet becomes the student of ``folder``/teacher, by way of its adapter in ``file``; the loss of every update."""
+def make_student(
+    folder: Path, file: Path, observe: Observer, plan: Plan = PLAN, prompts: int = CAPTIONS
+) -> list[float]:
+    """``folder``/unet becomes the student of ``folder``/teacher, by way of its adapter in ``file``; the loss
+    of every update.
+    """
     pipeline = embedded(folder)
     result = distil(pipeline.job(file, captions(prompts), plan), observe)
     write_folder(folder, folder / "teacher", result.adapter, diffusers_names(pipeline.teacher))

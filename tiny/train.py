@@ -30,7 +30,9 @@ CHECKPOINT_EVERY, LOG_EVERY = 200, 50
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: a constant learning rate for ``updates``, of which the last ``decay`` bring it to zero linearly."""
+    """How long to train: a constant learning rate for ``updates``, of which the last ``decay`` bring it to
+    zero linearly.
+    """
 
     updates: int
     decay: int
@@ -42,18 +44,24 @@ class Schedule:
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(hidden matrices and convolutions, everything else that trains: first and last layers, embeddings, norms, biases)."""
+    """(hidden matrices and convolutions, everything else that trains: first and last layers, embeddings,
+    norms, biases).
+    """
     outer = ("conv_in.", "conv_out.", "embedding", "decoder.layers.0.", "decoder.layers.18.")
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (matrices if parameter.ndim >= 2 and not any(part in name for part in outer) else rest).append(parameter)
+            (matrices if parameter.ndim >= 2 and not any(part in name for part in outer) else rest).append(
+                parameter
+            )
     return matrices, rest
 
 
 class Run:
-    """Weights in training, their moving average and the optimiser, saved so that an interrupted run goes on where it was."""
+    """Weights in training, their moving average and the optimiser, saved so that an interrupted run goes on
+    where it was.
+    """
 
     def __init__(self, model: nn.Module, folder: Path, schedule: Schedule) -> None:
         self.model, self.folder, self.schedule = model, folder, schedule
@@ -75,7 +83,9 @@ class Run:
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, CLIP)
         for name, optimiser in self.optimisers.items():
-            optimiser.param_groups[0]["lr"] = self.schedule.rate_at(self.update) * (MUON_FACTOR if name == "muon" else 1.0)
+            optimiser.param_groups[0]["lr"] = self.schedule.rate_at(self.update) * (
+                MUON_FACTOR if name == "muon" else 1.0
+            )
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.update += 1
@@ -107,7 +117,9 @@ class Run:
             for key, value in part(f"{name}.").items():
                 index, moment = key.split(".")
                 moments.setdefault(int(index), {})[moment] = value
-            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+            optimiser.load_state_dict(
+                {"state": moments, "param_groups": optimiser.state_dict()["param_groups"]}
+            )
         with safe_open(file, framework="pt") as opened:
             self.update = int(opened.metadata()["update"])
 
@@ -121,7 +133,11 @@ class Run:
                 losses.append(loss.item())
                 if self.update % LOG_EVERY == 0:
                     seconds = (time.monotonic() - started) / (self.update - since)
-                    row = {"update": self.update, "loss": sum(losses) / len(losses), "seconds_per_update": round(seconds, 3)}
+                    row = {
+                        "update": self.update,
+                        "loss": sum(losses) / len(losses),
+                        "seconds_per_update": round(seconds, 3),
+                    }
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     losses.clear()
@@ -131,7 +147,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The forward process z_t = alpha_t x + sigma_t eps on the scheduler's discrete times; targets are v = alpha eps - sigma x."""
+    """The forward process z_t = alpha_t x + sigma_t eps on the scheduler's discrete times; targets are v =
+    alpha eps - sigma x.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -163,7 +181,9 @@ class TextToLatent(nn.Module):
 
 @dataclass(frozen=True)
 class Pictures:
-    """The training set: latents [n, 4, 12, 12], caption tokens [n, 77] and the tokens of the empty caption [77]."""
+    """The training set: latents [n, 4, 12, 12], caption tokens [n, 77] and the tokens of the empty caption
+    [77].
+    """
 
     latents: Tensor
     tokens: Tensor
@@ -177,7 +197,9 @@ class Pictures:
 def train_teacher(
     model: TextToLatent, pictures: Pictures, diffusion: Diffusion, folder: Path, schedule: Schedule, seed: int
 ) -> TextToLatent:
-    """Denoising score matching on v with captions dropped at random, so that classifier-free guidance works."""
+    """Denoising score matching on v with captions dropped at random, so that classifier-free guidance
+    works.
+    """
     run = Run(model, folder, schedule)
 
     def loss(generator: torch.Generator) -> Tensor:

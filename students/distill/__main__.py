@@ -22,26 +22,65 @@ class Stopped(Exception):
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
-        prog="dev.py distill", description="Train a guided student of a diffusers pipeline, or of the embedded teacher. Ctrl-C saves what "
-        "there is; the same command goes on from there, to the same result.")
-    result.add_argument("--pipeline", type=Path, default=ROOT / "tiny", help="a diffusers folder (default: the embedded pipeline)")
-    result.add_argument("--teacher", default=None, help="its UNet's folder (default: teacher where there is one, else unet)")
+        prog="dev.py distill",
+        description="Train a guided student of a diffusers pipeline, or of the embedded teacher. Ctrl-C "
+        "saves what "
+        "there is; the same command goes on from there, to the same result.",
+    )
+    result.add_argument(
+        "--pipeline",
+        type=Path,
+        default=ROOT / "tiny",
+        help="a diffusers folder (default: the embedded pipeline)",
+    )
+    result.add_argument(
+        "--teacher", default=None, help="its UNet's folder (default: teacher where there is one, else unet)"
+    )
     result.add_argument("--prompts", type=Path, required=True, help="a text file, one prompt a line")
     result.add_argument("--output", type=Path, required=True, help="the student's .safetensors file")
-    result.add_argument("--size", type=int, nargs=2, default=(96, 96), metavar=("WIDTH", "HEIGHT"), help="of the pictures, pixels")
+    result.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(96, 96),
+        metavar=("WIDTH", "HEIGHT"),
+        help="of the pictures, pixels",
+    )
     result.add_argument("--updates", type=int, default=2000, help="of stage one (default: %(default)s)")
-    result.add_argument("--scales", type=float, nargs=2, default=(1.0, 8.0), metavar=("LOW", "HIGH"), help="guidance (default: 1 8)")
-    result.add_argument("--student-steps", type=int, default=0, help="of the last student of stage two; 0: stage one alone (default)")
-    result.add_argument("--first-steps", type=int, default=8, help="of the first student of stage two (default: %(default)s)")
-    result.add_argument("--step-updates", type=int, default=600, help="of each halving (default: %(default)s)")
+    result.add_argument(
+        "--scales",
+        type=float,
+        nargs=2,
+        default=(1.0, 8.0),
+        metavar=("LOW", "HIGH"),
+        help="guidance (default: 1 8)",
+    )
+    result.add_argument(
+        "--student-steps",
+        type=int,
+        default=0,
+        help="of the last student of stage two; 0: stage one alone (default)",
+    )
+    result.add_argument(
+        "--first-steps", type=int, default=8, help="of the first student of stage two (default: %(default)s)"
+    )
+    result.add_argument(
+        "--step-updates", type=int, default=600, help="of each halving (default: %(default)s)"
+    )
     result.add_argument("--batch", type=int, default=4)
     result.add_argument("--rank", type=int, default=16)
     result.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--negative", default="", help="the negative prompt of the teacher's guidance")
     result.add_argument("--no-checkpointing", action="store_true", help="faster, more memory")
-    result.add_argument("--students", type=int, default=1, help="that share the prompts between them by likeness (default: 1)")
-    result.add_argument("--diffusers", type=Path, help="a folder for the finished student in diffusers' layout, merged into its teacher")
+    result.add_argument(
+        "--students", type=int, default=1, help="that share the prompts between them by likeness (default: 1)"
+    )
+    result.add_argument(
+        "--diffusers",
+        type=Path,
+        help="a folder for the finished student in diffusers' layout, merged into its teacher",
+    )
     result.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     return result
 
@@ -56,7 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def distil_of(options: argparse.Namespace) -> int:
-    """Run what the command line says. Exit status: 0 done, 1 a mistake that is said, 130 stopped and saved."""
+    """Run what the command line says. Exit status: 0 done, 1 a mistake that is said, 130 stopped and
+    saved.
+    """
     import torch
 
     from dizzydiff.devtools.inprocess import enter_comfyui
@@ -89,22 +130,44 @@ def distil_of(options: argparse.Namespace) -> int:
         folder = options.teacher or ("teacher" if (options.pipeline / "teacher").is_dir() else "unet")
         name = f"{options.pipeline.name}/{folder}"
         model, clip = load_unet(Source(options.pipeline / folder, name)), load_clip(options.pipeline, [])
-        plan = Plan(options.updates, tuple(options.scales), options.batch, options.rate, options.seed, options.rank, options.student_steps,
-                    options.first_steps, options.step_updates)
+        plan = Plan(
+            options.updates,
+            tuple(options.scales),
+            options.batch,
+            options.rate,
+            options.seed,
+            options.rank,
+            options.student_steps,
+            options.first_steps,
+            options.step_updates,
+        )
         width, height = options.size
-        prompts = [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [
+            line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
 
         def encode(text: str) -> Any:
             return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
-        job = Job(model, name, prompts, encode, (model.model.latent_format.latent_channels, height // 8, width // 8), plan,
-                  options.output, options.negative, checkpointing=not options.no_checkpointing)
+        job = Job(
+            model,
+            name,
+            prompts,
+            encode,
+            (model.model.latent_format.latent_channels, height // 8, width // 8),
+            plan,
+            options.output,
+            options.negative,
+            checkpointing=not options.no_checkpointing,
+        )
         if options.students > 1:
             distil_several(job, options.students, tell)
         else:
             result = distil(job, tell)
             if options.diffusers is not None:
-                write_folder(options.diffusers, options.pipeline / folder, result.adapter, diffusers_names(model))
+                write_folder(
+                    options.diffusers, options.pipeline / folder, result.adapter, diffusers_names(model)
+                )
     except Stopped:
         logging.info("stopped; %s holds what there is, and the same command goes on", options.output)
         return 130

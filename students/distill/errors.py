@@ -5,7 +5,9 @@ from ..errors import StudentError
 
 
 class BadPlan(StudentError):
-    """The settings contradict each other: a reversed guidance range, steps that cannot be halved, no updates."""
+    """The settings contradict each other: a reversed guidance range, steps that cannot be halved, no
+    updates.
+    """
 
 
 class NoPrompts(StudentError):
@@ -13,7 +15,9 @@ class NoPrompts(StudentError):
 
 
 class NoUnconditional(StudentError):
-    """The teacher cannot be guided: it answers the same with and without the prompt, or takes guidance as an input."""
+    """The teacher cannot be guided: it answers the same with and without the prompt, or takes guidance as an
+    input.
+    """
 
 
 class UnsupportedTeacher(StudentError):

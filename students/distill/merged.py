@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A student as a diffusers folder: the adapter merged into its teacher's weights, C as ``time_embedding.cond_proj``."""
+"""A student as a diffusers folder: the adapter merged into its teacher's weights, C as
+``time_embedding.cond_proj``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .adapter import LAYERS, WIDTH, Adapter
 from .errors import CannotSave, UnsupportedTeacher
 
 
-def merged_weights(teacher: Mapping[str, Tensor], adapter: Adapter, names: Mapping[str, str]) -> dict[str, Tensor]:
+def merged_weights(
+    teacher: Mapping[str, Tensor], adapter: Adapter, names: Mapping[str, str]
+) -> dict[str, Tensor]:
     """The UNet's tensors in diffusers' keys: W + up down for every adapted layer, and C.
 
     teacher: tensors in diffusers' keys; names: diffusers' key -> core's key.
@@ -32,16 +36,24 @@ def merged_weights(teacher: Mapping[str, Tensor], adapter: Adapter, names: Mappi
 
 
 def write_folder(folder: Path, unet: Path, adapter: Adapter, names: Mapping[str, str]) -> None:
-    """``folder``/unet becomes the student of the diffusers UNet in ``unet``, with the teacher's scheduler beside it if there is one.
+    """``folder``/unet becomes the student of the diffusers UNet in ``unet``, with the teacher's scheduler
+    beside it if there is one.
 
     Raises UnsupportedTeacher for another network than the adapter's, CannotSave where the disk refuses.
     """
     source = formats.read_unet_folder(unet)
     teacher, _ = formats.read_weights(source.weights)
     if not names or not set(teacher) <= set(names):
-        raise UnsupportedTeacher(f"{unet}: no UNet whose layers have names in diffusers. Expected a UNet2DConditionModel.")
+        raise UnsupportedTeacher(
+            f"{unet}: no UNet whose layers have names in diffusers. Expected a UNet2DConditionModel."
+        )
     low, high = adapter.settings["guidance_scale_range"]
-    config = {**source.config, "time_cond_proj_dim": WIDTH, "guidance_weight": "g - 1", "guidance_scale_range": [low, high]}
+    config = {
+        **source.config,
+        "time_cond_proj_dim": WIDTH,
+        "guidance_weight": "g - 1",
+        "guidance_scale_range": [low, high],
+    }
     try:
         (folder / "unet").mkdir(parents=True, exist_ok=True)
         file = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -53,7 +65,9 @@ def write_folder(folder: Path, unet: Path, adapter: Adapter, names: Mapping[str,
             (folder / "scheduler").mkdir(exist_ok=True)
             _write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler)
     except OSError as error:
-        raise CannotSave(f"{folder}: could not be written ({error}). Make room or choose another folder, and run again.") from error
+        raise CannotSave(
+            f"{folder}: could not be written ({error}). Make room or choose another folder, and run again."
+        ) from error
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

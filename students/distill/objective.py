@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What students learn, in predictions of the denoised latent D(x, sigma); sections and equations of Meng et al. 2023."""
+"""What students learn, in predictions of the denoised latent D(x, sigma); sections and equations of Meng et
+al. 2023.
+"""
 
 import torch
 from torch import Tensor
@@ -17,20 +19,25 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
 
 
 def one_step_for_many(x: Tensor, sigma: Tensor, x_end: Tensor, sigma_end: Tensor) -> Tensor:
-    """The D whose one deterministic step leads from x at sigma to x'' at sigma'': section 3.2 and algorithm 2.
+    """The D whose one deterministic step leads from x at sigma to x'' at sigma'': section 3.2 and algorithm
+    2.
 
-    x'' = D + (sigma'' / sigma)(x - D), solved for D. x'' is where several steps of the previous student led. In x = x0 + sigma eps
-    and, for flow models, in x = (1 - sigma) x0 + sigma eps. sigma, sigma_end: [B], sigma > sigma_end.
+    x'' = D + (sigma'' / sigma)(x - D), solved for D. x'' is where several steps of the previous student led.
+    In x = x0 + sigma eps and, for flow models, in x = (1 - sigma) x0 + sigma eps. sigma, sigma_end: [B],
+    sigma > sigma_end.
     """
     sigma, sigma_end = per_row(sigma, x), per_row(sigma_end, x)
     return x - sigma * (x - x_end) / (sigma - sigma_end)
 
 
 def loss(denoised: Tensor, target: Tensor, sigma: Tensor, w: Tensor, flow: bool) -> Tensor:
-    """Mean of omega(sigma) ||D - D_target||^2 / (1 + w), omega = 1 / sigma^2, plus 1 unless ``flow``: equation 3, weighed. sigma, w: [B].
+    """Mean of omega(sigma) ||D - D_target||^2 / (1 + w), omega = 1 / sigma^2, plus 1 unless ``flow``:
+    equation 3, weighed. sigma, w: [B].
 
-    omega is the paper's SNR + 1 for diffusion models, and makes it the error of the velocity for flow models, too. The error of a
-    guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the finest pictures, would count least.
+    omega is the paper's SNR + 1 for diffusion models, and makes it the error of the velocity for flow models,
+    too. The error of a
+    guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the finest pictures, would
+    count least.
     """
     omega = 1 / sigma.square() + (0 if flow else 1)
     error = per_row(omega.sqrt(), denoised) * (denoised - target)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The students of adapters' files as native MODELs; of several students, each row of a batch is answered by its own."""
+"""The students of adapters' files as native MODELs; of several students, each row of a batch is answered by
+its own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ IN_MEMORY = 4
 
 
 def load_student(path: Path, name: str, teacher: Any, in_memory: int = IN_MEMORY) -> Any:
-    """The student of an adapter's file, or the students of a manifest, on their teacher. Raises StudentError."""
+    """The student of an adapter's file, or the students of a manifest, on their teacher. Raises
+    StudentError.
+    """
     metadata = {} if path.is_dir() else formats.read_weights((path,))[1]
     if files.is_several(metadata):
         manifest = several.read(path, name)
@@ -32,7 +36,13 @@ def load_student(path: Path, name: str, teacher: Any, in_memory: int = IN_MEMORY
     return student_of(teacher, files.read(path, name), name)
 
 
-def students_of(teacher: Any, manifest: several.Manifest, load: Callable[[int], Adapter], name: str, in_memory: int = IN_MEMORY) -> Any:
+def students_of(
+    teacher: Any,
+    manifest: several.Manifest,
+    load: Callable[[int], Adapter],
+    name: str,
+    in_memory: int = IN_MEMORY,
+) -> Any:
     """Several students as one native MODEL, of whose adapters at most ``in_memory`` are held at a time.
 
     The first is read at once, to see whether the teacher is theirs. Raises WrongTeacher.
@@ -49,8 +59,17 @@ class Router:
         self.centres = centres
         self.worn = functools.lru_cache(maxsize=in_memory)(lambda number, device: Worn(load(number)))
 
-    def __call__(self, executor: Any, x: Tensor, t: Tensor, c_concat: Any, context: Tensor, control: Any, options: dict[str, Any],
-                 **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any,
+        context: Tensor,
+        control: Any,
+        options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
         numbers = several.nearest(several.embedding(context), self.centres)
         answers = torch.empty_like(x)
         for number in numbers.unique().tolist():
@@ -63,7 +82,9 @@ class Router:
 
 
 class Worn:
-    """One student, to be put on the network for a call: core's LoRA in bypass mode, which leaves the weights as they are."""
+    """One student, to be put on the network for a call: core's LoRA in bypass mode, which leaves the weights
+    as they are.
+    """
 
     def __init__(self, adapter: Adapter) -> None:
         self.loras, self.guided = layers_of(adapter), GuidanceWrapper(adapter)
@@ -76,8 +97,12 @@ class Worn:
         (injection,) = manager.create_injections(model)
         injection.inject(None)
         try:
-            for lora in self.loras.values():  # core puts them on its first device, which a replica of the model need not be on
-                lora.weights = tuple(value.to(device) if isinstance(value, Tensor) else value for value in lora.weights)
+            for lora in (
+                self.loras.values()
+            ):  # core puts them on its first device, which a replica of the model need not be on
+                lora.weights = tuple(
+                    value.to(device) if isinstance(value, Tensor) else value for value in lora.weights
+                )
             yield self.guided
         finally:
             injection.eject(None)

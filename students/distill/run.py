@@ -29,9 +29,10 @@ SAVE_EVERY = 200
 class Job:
     """What is distilled into which file.
 
-    prompts: texts; encode: a text to core's CONDITIONING; shape: [C, H, W] of a latent; latents: [n, C, H, W] of pictures, the i-th
-    shown by prompt i mod len(prompts), or None: states come from the teacher. borders: sigmas of the first student of stage two, or
-    None for core's ``simple``. turn: (i, K), where it is the i-th of K students that are trained one after the other.
+    prompts: texts; encode: a text to core's CONDITIONING; shape: [C, H, W] of a latent; latents: [n, C, H, W]
+    of pictures, the i-th shown by prompt i mod len(prompts), or None: states come from the teacher. borders:
+    sigmas of the first student of stage two, or None for core's ``simple``. turn: (i, K), where it is the
+    i-th of K students that are trained one after the other.
     """
 
     teacher: Any
@@ -51,7 +52,9 @@ class Job:
 class Running:
     """A distillation under way, as its observer sees it."""
 
-    def __init__(self, job: Job, distilled: native.Distilled, training: Training, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, job: Job, distilled: native.Distilled, training: Training, settings: dict[str, Any]
+    ) -> None:
         self.job, self.distilled, self.training, self.settings = job, distilled, training, settings
         self.world = training.stages[0].stage.world
         self.sampling = job.teacher.get_model_object("model_sampling")
@@ -68,20 +71,26 @@ class Running:
         return self.job.turn[1] * self.training.total
 
     def adapter(self) -> Adapter:
-        """A copy of the present student. Not to be sampled before the training ends: both share the network."""
+        """A copy of the present student. Not to be sampled before the training ends: both share the
+        network.
+        """
         tensors = {name: parameter.detach().clone() for name, parameter in self.distilled.parameters.items()}
         return adapter.adapter_of(tensors, self.settings, self.job.path.name)
 
     @torch.no_grad()
     def samples(self, rows: int, g: float) -> Tensor:
-        """Latents [rows, ...] of the present student in the model's scale, always from the same noise, deterministic."""
+        """Latents [rows, ...] of the present student in the model's scale, always from the same noise,
+        deterministic.
+        """
         progress = self.training.progress
         steps = self.training.stages[progress.stage].stage.steps
         sigmas = native.noise_levels(self.sampling, self.job.borders, self.job.plan.first_steps)(steps)
         x = self.world.start(rows, torch.Generator().manual_seed(self.job.plan.seed), float(sigmas[0]))
         prompt = torch.arange(rows) % self.world.prompts
         for sigma, below in itertools.pairwise(sigmas):
-            denoised = self.distilled.student(x, sigma.expand(rows), prompt, torch.full((rows,), g, dtype=torch.float64)).cpu()
+            denoised = self.distilled.student(
+                x, sigma.expand(rows), prompt, torch.full((rows,), g, dtype=torch.float64)
+            ).cpu()
             x = objective.euler_step(x, denoised, sigma.expand(rows), below.expand(rows))
         return x
 
@@ -97,7 +106,9 @@ Observer = Callable[[Running, Progress], None]
 
 @dataclass(frozen=True)
 class Result:
-    """The student's file as it stands, and the loss of every update. borders: updates at which a stage ends."""
+    """The student's file as it stands, and the loss of every update. borders: updates at which a stage
+    ends.
+    """
 
     adapter: Adapter
     losses: list[float]
@@ -112,17 +123,30 @@ def gradients() -> Iterator[None]:
 
 
 def distil(job: Job, observe: Observer = lambda running, progress: None) -> Result:
-    """Train ``job`` from where its file stands to its end; what ``observe`` raises interrupts it, and what there is is saved.
+    """Train ``job`` from where its file stands to its end; what ``observe`` raises interrupts it, and what
+    there is is saved.
 
-    The result is the same with and without interruptions. Raises StudentError for everything the user can put right.
+    The result is the same with and without interruptions. Raises StudentError for everything the user can put
+    right.
     """
     if not job.prompts:
-        raise NoPrompts("The list of prompts is empty. Expected one prompt a line, of the kind the student will be asked for.")
+        raise NoPrompts(
+            "The list of prompts is empty. Expected one prompt a line, of the kind the student will be "
+            "asked for."
+        )
     with gradients():
         settings = _settings(job)
         state = _state_of_file(job, settings)
-        distilled = native.Distilled(native.trainable(job.teacher), map(job.encode, job.prompts), job.encode(job.negative), job.shape,
-                                     GuidanceInput(adapter.WIDTH, 1.0, job.plan.scales), job.plan.rank, job.plan.seed, job.teacher_name)
+        distilled = native.Distilled(
+            native.trainable(job.teacher),
+            map(job.encode, job.prompts),
+            job.encode(job.negative),
+            job.shape,
+            GuidanceInput(adapter.WIDTH, 1.0, job.plan.scales),
+            job.plan.rank,
+            job.plan.seed,
+            job.teacher_name,
+        )
         world = distilled.world(job.plan.scales, job.latents)
         sampling = distilled.patcher.get_model_object("model_sampling")
         levels = native.noise_levels(sampling, job.borders, job.plan.first_steps)
@@ -132,10 +156,16 @@ def distil(job: Job, observe: Observer = lambda running, progress: None) -> Resu
         if not training.finished:
             _train(job, distilled, training, settings, observe)
         tensors, numbers = training.state()
-        return Result(adapter.adapter_of(tensors, {**settings, **numbers}, job.path.name), training.progress.losses, borders_of(training))
+        return Result(
+            adapter.adapter_of(tensors, {**settings, **numbers}, job.path.name),
+            training.progress.losses,
+            borders_of(training),
+        )
 
 
-def _train(job: Job, distilled: native.Distilled, training: Training, settings: dict[str, Any], observe: Observer) -> None:
+def _train(
+    job: Job, distilled: native.Distilled, training: Training, settings: dict[str, Any], observe: Observer
+) -> None:
     running = Running(job, distilled, training, settings)
 
     def save() -> None:
@@ -163,11 +193,23 @@ def _train(job: Job, distilled: native.Distilled, training: Training, settings: 
 def _settings(job: Job) -> dict[str, Any]:
     """The file's metadata but for the progress: equal settings train equal students."""
     pictures = None if job.latents is None else _digest(job.latents)
-    plan = {**asdict(job.plan), "shape": list(job.shape), "negative": job.negative, "pictures": pictures, "prompts": len(job.prompts),
-            "prompts_sha256": hashlib.sha256("\n".join(job.prompts).encode()).hexdigest(),
-            "borders": None if job.borders is None else job.borders.tolist()}
-    settings = adapter.settings_of(native.fingerprint(job.teacher), job.teacher_name, native.time_layer_of(
-        job.teacher.model.diffusion_model, job.teacher_name), job.plan.scales, plan, native.versions())
+    plan = {
+        **asdict(job.plan),
+        "shape": list(job.shape),
+        "negative": job.negative,
+        "pictures": pictures,
+        "prompts": len(job.prompts),
+        "prompts_sha256": hashlib.sha256("\n".join(job.prompts).encode()).hexdigest(),
+        "borders": None if job.borders is None else job.borders.tolist(),
+    }
+    settings = adapter.settings_of(
+        native.fingerprint(job.teacher),
+        job.teacher_name,
+        native.time_layer_of(job.teacher.model.diffusion_model, job.teacher_name),
+        job.plan.scales,
+        plan,
+        native.versions(),
+    )
     return json.loads(json.dumps(settings))
 
 
@@ -183,6 +225,9 @@ def _state_of_file(job: Job, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     different = [key for key in ("format", "teacher") if found.get(key) != settings[key]]
     different += [key for key, value in settings["plan"].items() if found.get("plan", {}).get(key) != value]
     if different:
-        raise OtherTraining(f"{job.path.name} exists and was made with another {', '.join(different)}. Expected the same settings, to go "
-                            "on with it: choose another output name, or remove the file.")
+        raise OtherTraining(
+            f"{job.path.name} exists and was made with another {', '.join(different)}. Expected the same "
+            f"settings, to go "
+            "on with it: choose another output name, or remove the file."
+        )
     return {key: value.clone() for key, value in tensors.items()}, found

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several students of one teacher, each for a region of the prompts (multi-student distillation, Song et al. 2024, arXiv 2410.23274).
+"""Several students of one teacher, each for a region of the prompts (multi-student distillation, Song et al.
+2024, arXiv 2410.23274).
 
-The regions are those of k-means over the prompts' embeddings. A manifest, one small safetensors file, holds their centres and the
-names of the students' files, which lie beside it.
+The regions are those of k-means over the prompts' embeddings. A manifest, one small safetensors file, holds
+their centres and the names of the students' files, which lie beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Manifest:
 
 
 def embedding(context: Tensor) -> Tensor:
-    """Where prompts lie: the mean over the tokens that the network's cross-attention sees. [B, T, E] -> [B, E] in fp32.
+    """Where prompts lie: the mean over the tokens that the network's cross-attention sees. [B, T, E] -> [B,
+    E] in fp32.
 
     Core pads prompts of one batch by repeating them, which leaves the mean as it is.
     """
@@ -47,27 +49,38 @@ def nearest(embeddings: Tensor, centres: Tensor) -> Tensor:
 
 
 def regions(embeddings: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """k-means (Arthur and Vassilvitskii 2007): centres [count, E] and the region of each of the embeddings [n, E].
+    """k-means (Arthur and Vassilvitskii 2007): centres [count, E] and the region of each of the embeddings
+    [n, E].
 
     Raises BadPlan for fewer different prompts than regions.
     """
     different = len(embeddings.unique(dim=0))
     if different < count:
-        raise BadPlan(f"{count} students were asked for, and there are {different} different prompts. Expected at least as many prompts as "
-                      "students, and better hundreds of each kind: add prompts, or ask for fewer students.")
+        raise BadPlan(
+            f"{count} students were asked for, and there are {different} different prompts. Expected at "
+            f"least as many prompts as "
+            "students, and better hundreds of each kind: add prompts, or ask for fewer students."
+        )
     centres, _ = kmeans2(embeddings.double().numpy(), count, iter=100, minit="++", seed=seed)
     centres = torch.from_numpy(centres).float()
     return centres, nearest(embeddings, centres)
 
 
-def distil_several(job: Job, count: int, observe: Observer = lambda running, progress: None) -> tuple[Manifest, list[Result]]:
-    """Train ``count`` students, one after the other, each on the prompts of its region, and write the manifest to ``job.path``.
+def distil_several(
+    job: Job, count: int, observe: Observer = lambda running, progress: None
+) -> tuple[Manifest, list[Result]]:
+    """Train ``count`` students, one after the other, each on the prompts of its region, and write the
+    manifest to ``job.path``.
 
-    Interrupted and run again, it goes on with the student it had come to. Raises OtherTraining where ``job.path`` is something else.
+    Interrupted and run again, it goes on with the student it had come to. Raises OtherTraining where
+    ``job.path`` is something else.
     """
     if job.path.exists() and not adapter.is_several(formats.read_weights((job.path,))[1]):
-        raise OtherTraining(f"{job.path.name} exists and is no manifest of several students. Expected a free name: choose another "
-                            "output name.")
+        raise OtherTraining(
+            f"{job.path.name} exists and is no manifest of several students. Expected a free name: choose "
+            f"another "
+            "output name."
+        )
     encoded = native.conditions_of(job.teacher, map(job.encode, job.prompts), job.shape, "positive")
     embeddings = torch.cat([embedding(each["c_crossattn"].cond).cpu() for each in encoded])
     centres, owners = regions(embeddings, count, job.plan.seed)
@@ -76,11 +89,24 @@ def distil_several(job: Job, count: int, observe: Observer = lambda running, pro
         path = job.path.with_name(f"{job.path.stem}_{number + 1}of{count}.safetensors")
         mine = (owners == number).nonzero()[:, 0]
         if not len(mine):
-            raise BadPlan(f"No prompt is nearest to the centre of student {number + 1} of {count}. Expected more prompts, or fewer "
-                          "students.")
+            raise BadPlan(
+                f"No prompt is nearest to the centre of student {number + 1} of {count}. Expected more "
+                f"prompts, or fewer "
+                "students."
+            )
         latents = None if job.latents is None else _pictures_of(job.latents, mine, len(job.prompts))
-        results.append(distil(replace(job, prompts=[job.prompts[i] for i in mine.tolist()], latents=latents, path=path,
-                                      turn=(number, count)), observe))
+        results.append(
+            distil(
+                replace(
+                    job,
+                    prompts=[job.prompts[i] for i in mine.tolist()],
+                    latents=latents,
+                    path=path,
+                    turn=(number, count),
+                ),
+                observe,
+            )
+        )
         files.append(path.name)
     manifest = Manifest(centres, tuple(files))
     write(job.path, manifest)
@@ -88,7 +114,9 @@ def distil_several(job: Job, count: int, observe: Observer = lambda running, pro
 
 
 def _pictures_of(latents: Tensor, prompts: Tensor, n: int) -> Tensor:
-    """Of pictures, the i-th shown by prompt i mod n, those of some prompts, in the order in which ``Job`` wants them."""
+    """Of pictures, the i-th shown by prompt i mod n, those of some prompts, in the order in which ``Job``
+    wants them.
+    """
     rounds = torch.arange(0, len(latents), n)[:, None] + prompts
     return latents[rounds[(rounds < len(latents)).all(1)].flatten()]
 
@@ -103,11 +131,16 @@ def read(path: Path, name: str) -> Manifest:
     tensors, metadata = formats.read_weights((path,))
     files, centres = metadata.get("files"), tensors.get(CENTRES)
     if centres is None or not isinstance(files, list) or len(files) != len(centres) or not files:
-        raise DamagedFile(f"{name}: the manifest of several students lacks some of its parts. Expected {CENTRES} and a file's name for "
-                          "each: get another copy, or distil again.")
+        raise DamagedFile(
+            f"{name}: the manifest of several students lacks some of its parts. Expected {CENTRES} and a "
+            f"file's name for "
+            "each: get another copy, or distil again."
+        )
     return Manifest(centres, tuple(str(file) for file in files))
 
 
 def loader(path: Path, manifest: Manifest) -> Callable[[int], Adapter]:
     """The i-th student of a manifest at ``path``, read when it is asked for."""
-    return lambda number: adapter.read(formats.inside(path.parent, manifest.files[number]), manifest.files[number])
+    return lambda number: adapter.read(
+        formats.inside(path.parent, manifest.files[number]), manifest.files[number]
+    )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where students learn: states x with the target of each, from trajectories of the network itself or from the user's pictures."""
+"""Where students learn: states x with the target of each, from trajectories of the network itself or from the
+user's pictures.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from . import objective
 
 
 class Network(Protocol):
-    """A teacher and, on top of it, a student in training. x: [B, ...], sigma and g: [B], prompt: [B] numbers of prompts."""
+    """A teacher and, on top of it, a student in training. x: [B, ...], sigma and g: [B], prompt: [B] numbers
+    of prompts.
+    """
 
     def teacher(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """(D(x, c), D(x)) without gradients."""
@@ -33,7 +37,8 @@ class Network(Protocol):
 class World:
     """What all stages share.
 
-    latents: [n, ...] of the user's pictures in the model's own scale, row i to prompt i mod ``prompts``; or None.
+    latents: [n, ...] of the user's pictures in the model's own scale, row i to prompt i mod ``prompts``; or
+    None.
     shape: of one latent. level: noise level sigma at a time in [0, 1], 1 being pure noise.
     """
 
@@ -135,9 +140,11 @@ class Solved:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Stage one, equation 3: the student answers with one pass what the teacher answers with two, for every g.
+    """Stage one, equation 3: the student answers with one pass what the teacher answers with two, for every
+    g.
 
-    Without pictures, the states lie on the teacher's own guided trajectories of ``steps`` Euler steps over random noise levels.
+    Without pictures, the states lie on the teacher's own guided trajectories of ``steps`` Euler steps over
+    random noise levels.
     """
 
     world: World
@@ -145,8 +152,12 @@ class Guidance:
     name = "guidance"
 
     def levels(self, generator: torch.Generator) -> Tensor:
-        """[steps], falling from pure noise: one random time in each of as many equal parts of [0, 1], the first being 1."""
-        times = (self.steps - 1 - torch.arange(self.steps) + torch.rand(self.steps, generator=generator)) / self.steps
+        """[steps], falling from pure noise: one random time in each of as many equal parts of [0, 1], the
+        first being 1.
+        """
+        times = (
+            self.steps - 1 - torch.arange(self.steps) + torch.rand(self.steps, generator=generator)
+        ) / self.steps
         times[0] = 1.0
         return torch.tensor([self.world.level(float(t)) for t in times])
 
@@ -162,7 +173,9 @@ class Guidance:
             conditional, unconditional = network.teacher(x, sigma, prompt)
             visited.append((x, sigma, prompt, conditional, unconditional))
             if i + 1 < self.steps:
-                x = objective.euler_step(x, objective.guided(conditional, unconditional, g - 1), sigma, sigmas[i + 1].expand(rows))
+                x = objective.euler_step(
+                    x, objective.guided(conditional, unconditional, g - 1), sigma, sigmas[i + 1].expand(rows)
+                )
         return Answered(self.world, *(torch.cat(column) for column in zip(*visited, strict=True)))
 
     def _of_pictures(self, network: Network, rows: int, generator: torch.Generator) -> Answered:
@@ -176,10 +189,12 @@ class Guidance:
 
 @dataclass(frozen=True)
 class FewerSteps:
-    """Stage two, algorithm 2: one deterministic step of the student for several of the previous student, at sampled g.
+    """Stage two, algorithm 2: one deterministic step of the student for several of the previous student, at
+    sampled g.
 
-    fine: [N k + 1] sigmas, falling, of the previous student's steps; every k-th one is a border of the student's N steps.
-    Without pictures, the states are the borders of the previous student's own trajectories.
+    fine: [N k + 1] sigmas, falling, of the previous student's steps; every k-th one is a border of the
+    student's N steps. Without pictures, the states are the borders of the previous student's own
+    trajectories.
     """
 
     world: World
@@ -200,7 +215,9 @@ class FewerSteps:
             if self.world.latents is not None:
                 x, prompt = self.world.noised(rows, generator, self.fine[border].expand(rows))
             end = x
-            for sigma, below in zip(self.fine[border : border + k], self.fine[border + 1 : border + k + 1], strict=True):
+            for sigma, below in zip(
+                self.fine[border : border + k], self.fine[border + 1 : border + k + 1], strict=True
+            ):
                 denoised = network.previous(end, sigma.expand(rows), prompt, g)
                 end = objective.euler_step(end, denoised, sigma.expand(rows), below.expand(rows))
             sigma = self.fine[border].expand(rows)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The training loop of all stages: the same result in one go or in parts, since every random number follows from (seed, stage, update)."""
+"""The training loop of all stages: the same result in one go or in parts, since every random number follows
+from (seed, stage, update).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .errors import BadPlan, Diverged, NoPrompts, OtherTraining
 from .states import Batch, FewerSteps, Guidance, Network, Round, Stage, World
 
 BETAS, CLIP, WARM_UP, DECAY = (0.9, 0.99), 1.0, 50, 0.4
-"""Adam's; the largest norm of a gradient; updates until the full learning rate; the share of a stage's updates in which it falls to 0."""
+"""Adam's; the largest norm of a gradient; updates until the full learning rate; the share of a stage's
+updates in which it falls to 0.
+"""
 REUSE = 3
 """How often a state is learned from, on average."""
 KEPT_ROUNDS, KEPT_BORDERS = 4, 32
@@ -37,8 +41,9 @@ class Student(Network, Protocol):
 class Plan:
     """What to train. Raises BadPlan for what cannot be.
 
-    updates: of stage one. step_updates: of each halving in stage two. first_steps and steps: N of the first and the last student
-    of stage two (first_steps = steps 2^k); 0 for stage one alone. scales: lowest and highest g. batch: rows of an update.
+    updates: of stage one. step_updates: of each halving in stage two. first_steps and steps: N of the first
+    and the last student of stage two (first_steps = steps 2^k); 0 for stage one alone. scales: lowest and
+    highest g. batch: rows of an update.
     """
 
     updates: int = 2000
@@ -54,16 +59,28 @@ class Plan:
     def __post_init__(self) -> None:
         low, high = self.scales
         if not 0 <= low < high:
-            raise BadPlan(f"The guidance range goes from {low:g} to {high:g}. Expected the lower end first, not below 0, such as 1 to 8: "
-                          "exchange or correct the two.")
+            raise BadPlan(
+                f"The guidance range goes from {low:g} to {high:g}. Expected the lower end first, not below "
+                f"0, such as 1 to 8: "
+                "exchange or correct the two."
+            )
         for name in ("updates", "batch", "rank", "step_updates"):
             if getattr(self, name) < 1:
                 raise BadPlan(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0 < self.rate < 1:
-            raise BadPlan(f"The learning rate is {self.rate}; expected a number between 0 and 1, such as 0.001.")
-        if self.steps and (self.steps < 1 or self.first_steps % self.steps or not _power_of_two(self.first_steps // self.steps)):
-            raise BadPlan(f"Stage two goes from {self.first_steps} steps to {self.steps}; expected the first to be 1, 2, 4, 8, ... times "
-                          "the last.")
+            raise BadPlan(
+                f"The learning rate is {self.rate}; expected a number between 0 and 1, such as 0.001."
+            )
+        if self.steps and (
+            self.steps < 1
+            or self.first_steps % self.steps
+            or not _power_of_two(self.first_steps // self.steps)
+        ):
+            raise BadPlan(
+                f"Stage two goes from {self.first_steps} steps to {self.steps}; expected the first to be 1, "
+                f"2, 4, 8, ... times "
+                "the last."
+            )
 
     @property
     def students(self) -> list[int]:
@@ -85,16 +102,23 @@ class Planned:
 
     def rate_at(self, update: int, rate: float) -> float:
         """Warm-up, constant, linear decay to 0."""
-        return rate * min(1.0, (update + 1) / WARM_UP, (self.updates - update) / max(1.0, DECAY * self.updates))
+        return rate * min(
+            1.0, (update + 1) / WARM_UP, (self.updates - update) / max(1.0, DECAY * self.updates)
+        )
 
 
 def stages_of(plan: Plan, world: World, sigmas: Callable[[int], Tensor]) -> list[Planned]:
-    """Stage one, then the halvings. sigmas(n): the n + 1 noise levels of n steps, of which every other one is those of n / 2.
+    """Stage one, then the halvings. sigmas(n): the n + 1 noise levels of n steps, of which every other one is
+    those of n / 2.
 
-    The first student of stage two learns each of its steps from four of stage one's, the others from two. Raises NoPrompts.
+    The first student of stage two learns each of its steps from four of stage one's, the others from two.
+    Raises NoPrompts.
     """
     if world.prompts < 1:
-        raise NoPrompts("The list of prompts is empty. Expected one prompt a line, of the kind the student will be asked for.")
+        raise NoPrompts(
+            "The list of prompts is empty. Expected one prompt a line, of the kind the student will be "
+            "asked for."
+        )
     planned = [Planned(Guidance(world), plan.updates)]
     for i, n in enumerate(plan.students):
         planned.append(Planned(FewerSteps(world, sigmas(n * (4 if i == 0 else 2)), n), plan.step_updates))
@@ -115,7 +139,9 @@ OnUpdate = Callable[[Progress], None]
 
 
 class Training:
-    """A student in training. Raises Diverged, and leaves the parameters as they were, where the loss is not finite."""
+    """A student in training. Raises Diverged, and leaves the parameters as they were, where the loss is not
+    finite.
+    """
 
     def __init__(self, student: Student, stages: Sequence[Planned], plan: Plan) -> None:
         self.student, self.stages, self.plan = student, stages, plan
@@ -143,9 +169,13 @@ class Training:
 
     def _start_stage(self) -> None:
         self.rounds: dict[int, Round] = {}
-        self.optimiser = torch.optim.AdamW(self.student.parameters.values(), self.plan.rate, BETAS, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(
+            self.student.parameters.values(), self.plan.rate, BETAS, weight_decay=0.0
+        )
         if self.progress.stage:
-            self._remember({name: parameter.detach().clone() for name, parameter in self.student.parameters.items()})
+            self._remember(
+                {name: parameter.detach().clone() for name, parameter in self.student.parameters.items()}
+            )
 
     def _remember(self, parameters: dict[str, Tensor]) -> None:
         self.before = parameters
@@ -160,8 +190,10 @@ class Training:
         generator = self._generator(0, self.progress.update)
         newest = self.progress.update // (REUSE * stage.steps)
         oldest = max(0, newest + 1 - max(KEPT_ROUNDS, KEPT_BORDERS // stage.steps))
-        self.rounds = {n: self.rounds.get(n) or stage.round(self.student, self.plan.batch, self._generator(1, n))
-                       for n in range(oldest, newest + 1)}
+        self.rounds = {
+            n: self.rounds.get(n) or stage.round(self.student, self.plan.batch, self._generator(1, n))
+            for n in range(oldest, newest + 1)
+        }
         rounds = list(self.rounds.values())
         numbers = torch.randint(sum(map(len, rounds)), (self.plan.batch,), generator=generator)
         drawn = []
@@ -169,12 +201,16 @@ class Training:
             inside = numbers[(numbers >= 0) & (numbers < len(each))]
             drawn.append(each.batch(inside, generator))
             numbers = numbers - len(each)
-        return Batch(*(torch.cat([getattr(batch, name) for batch in drawn]) for name in Batch.__dataclass_fields__))
+        return Batch(
+            *(torch.cat([getattr(batch, name) for batch in drawn]) for name in Batch.__dataclass_fields__)
+        )
 
     def _update(self, planned: Planned) -> None:
         batch = self._batch(planned.stage)
         denoised = self.student.student(batch.x, batch.sigma, batch.prompt, batch.g)
-        loss = objective.loss(denoised, batch.target.to(denoised), batch.sigma, batch.g - 1, planned.stage.world.flow)
+        loss = objective.loss(
+            denoised, batch.target.to(denoised), batch.sigma, batch.g - 1, planned.stage.world.flow
+        )
         self._check(loss, "loss")
         loss.backward()
         self._check(nn.utils.clip_grad_norm_(self.student.parameters.values(), CLIP), "gradient")
@@ -188,32 +224,58 @@ class Training:
         if not torch.isfinite(value):
             self.optimiser.zero_grad(set_to_none=True)
             stage = self.stages[self.progress.stage].stage.name
-            raise Diverged(f"The {what} became {value.item()} at update {self.progress.update + 1} of stage {stage!r}. The state before "
-                           "that update is kept. Expected finite numbers: lower the learning rate, or train a model in bf16 or fp32.")
+            raise Diverged(
+                f"The {what} became {value.item()} at update {self.progress.update + 1} of stage {stage!r}. "
+                f"The state before "
+                "that update is kept. Expected finite numbers: lower the learning rate, or train a model in "
+                "bf16 or fp32."
+            )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and numbers from which ``resume`` goes on; the tensors of a finished training are the student's alone."""
+        """Tensors and numbers from which ``resume`` goes on; the tensors of a finished training are the
+        student's alone.
+        """
         tensors = {name: parameter.detach() for name, parameter in self.student.parameters.items()}
         tensors["losses"] = torch.tensor(self.progress.losses)
         if not self.finished:
             tensors |= {f"previous.{name}": value for name, value in self.before.items()}
             for name, parameter in self.student.parameters.items():
-                tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state.get(parameter, {}).items()}
+                tensors |= {
+                    f"optimiser.{name}.{key}": value
+                    for key, value in self.optimiser.state.get(parameter, {}).items()
+                }
         return tensors, {"stage": self.progress.stage, "update": self.progress.update}
 
     def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a ``state``. Raises OtherTraining if it is not one of this student."""
         names = self.student.parameters
-        if any(name not in tensors or tensors[name].shape != parameter.shape for name, parameter in names.items()):
-            raise OtherTraining("The file holds other layers than this training has. Expected a file of the same settings: choose another "
-                                "output name.")
+        if any(
+            name not in tensors or tensors[name].shape != parameter.shape for name, parameter in names.items()
+        ):
+            raise OtherTraining(
+                "The file holds other layers than this training has. Expected a file of the same settings: "
+                "choose another "
+                "output name."
+            )
         with torch.no_grad():
             for name, parameter in names.items():
                 parameter.copy_(tensors[name])
         self.progress = Progress(int(numbers["stage"]), int(numbers["update"]), tensors["losses"].tolist())
         self._start_stage()
         if self.progress.stage and not self.finished:
-            self._remember({name: tensors[f"previous.{name}"].to(parameter.device) for name, parameter in names.items()})
+            self._remember(
+                {name: tensors[f"previous.{name}"].to(parameter.device) for name, parameter in names.items()}
+            )
         if self.progress.update:
-            self.optimiser.load_state_dict({"param_groups": self.optimiser.state_dict()["param_groups"], "state": {
-                i: {key: tensors[f"optimiser.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(names)}})
+            self.optimiser.load_state_dict(
+                {
+                    "param_groups": self.optimiser.state_dict()["param_groups"],
+                    "state": {
+                        i: {
+                            key: tensors[f"optimiser.{name}.{key}"]
+                            for key in ("step", "exp_avg", "exp_avg_sq")
+                        }
+                        for i, name in enumerate(names)
+                    },
+                }
+            )

@@ -22,10 +22,15 @@ def loaded_page(comfy_server: Server, tmp_path_factory: pytest.TempPathFactory) 
     """The front end, loaded in a browser that knows nothing, past the greeting of a first visit."""
     chromium = browser.find()
     if chromium is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"The browser tests cannot run: {browser.MISSING}")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            f"The browser tests cannot run: {browser.MISSING}"
+        )
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=chromium, args=FLAGS, viewport={"width": 1600, "height": 900}
+            tmp_path_factory.mktemp("profile"),
+            executable_path=chromium,
+            args=FLAGS,
+            viewport={"width": 1600, "height": 900},
         )
         context.set_default_timeout(30_000)
         front_end = FrontEnd(context.pages[0])
@@ -37,7 +42,9 @@ def loaded_page(comfy_server: Server, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def front_end(loaded_page: FrontEnd, root: Path, request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
-    """The page with an empty graph. Afterwards its picture is kept, and no complaint may have to do with the pack."""
+    """The page with an empty graph. Afterwards its picture is kept, and no complaint may have to do with the
+    pack.
+    """
     loaded_page.blank()
     yield loaded_page
     name = re.sub(r"\W+", "-", request.node.name).strip("-")

@@ -10,13 +10,22 @@ from typing import Any
 
 from playwright.sync_api import ConsoleMessage, Locator, Page, Response
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 READY = "window.app?.graph && window.app.canvas && 'KSampler' in window.LiteGraph.registered_node_types"
 
 
 class FrontEnd:
-    """One loaded page. ``problems`` collects what the browser complains about that has to do with the pack."""
+    """One loaded page. ``problems`` collects what the browser complains about that has to do with the
+    pack.
+    """
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -31,11 +40,17 @@ class FrontEnd:
 
     def _hear(self, message: ConsoleMessage) -> None:
         told = f"{message.text} {message.location.get('url')}"
-        if message.type in ("error", "warning") and re.search("DizzyDiff|/dizzydiff/", told) and "status of 404" not in told:
+        if (
+            message.type in ("error", "warning")
+            and re.search("DizzyDiff|/dizzydiff/", told)
+            and "status of 404" not in told
+        ):
             self.problems.append(f"{message.type}: {told}")
 
     def _receive(self, response: Response) -> None:
-        translated_help = re.search(r"/docs/\w+/[\w-]+\.md$", response.url)  # looked for first; the English page stands in for it
+        translated_help = re.search(
+            r"/docs/\w+/[\w-]+\.md$", response.url
+        )  # looked for first; the English page stands in for it
         if response.status >= 400 and "/dizzydiff/" in response.url and not translated_help:
             self.problems.append(f"{response.status}: {response.url}")
 
@@ -47,7 +62,9 @@ class FrontEnd:
         self.settle()
 
     def drop(self, file: Path) -> None:
-        """Drop a file from outside the browser onto the canvas, and wait until the graph it holds has come."""
+        """Drop a file from outside the browser onto the canvas, and wait until the graph it holds has
+        come.
+        """
         self.blank()
         session = self.page.context.new_cdp_session(self.page)
         place = {"x": 800, "y": 450, "data": {"items": [], "files": [str(file)], "dragOperationsMask": 1}}
@@ -62,7 +79,9 @@ class FrontEnd:
         self.page.wait_for_timeout(milliseconds)
 
     def nodes(self) -> list[dict[str, Any]]:
-        """What the graph shows: each node's id, type, title, whether it is known, whether it is marked red, and its box."""
+        """What the graph shows: each node's id, type, title, whether it is known, whether it is marked red,
+        and its box.
+        """
         return self.page.evaluate("""app.graph.nodes.map(node => ({
             id: Number(node.id), type: node.type, title: node.title, box: Array.from(node.boundingRect),
             known: node.type in LiteGraph.registered_node_types, red: Boolean(node.has_errors),
@@ -70,11 +89,15 @@ class FrontEnd:
 
     def groups(self) -> list[list[float]]:
         """The boxes of the graph's groups."""
-        return self.page.evaluate("app.graph.groups.map(group => Array.from(group.boundingRect ?? group._bounding))")
+        return self.page.evaluate(
+            "app.graph.groups.map(group => Array.from(group.boundingRect ?? group._bounding))"
+        )
 
     def prompt(self) -> dict[str, Any]:
         """What *Export (API)* gives."""
-        return json.loads(self.page.evaluate("app.graphToPrompt().then(prompt => JSON.stringify(prompt.output))"))
+        return json.loads(
+            self.page.evaluate("app.graphToPrompt().then(prompt => JSON.stringify(prompt.output))")
+        )
 
     def select(self, kind: str) -> None:
         """Click the title of the graph's first node of a type."""
@@ -104,9 +127,14 @@ class FrontEnd:
         self.page.get_by_role("button", name="Run", exact=True).first.click()
 
     def pictures(self, kind: str, timeout: float = 120.0) -> dict[str, list[int]]:
-        """The pictures that the first node of a type shows, once they are there: file name and size in pixels."""
+        """The pictures that the first node of a type shows, once they are there: file name and size in
+        pixels.
+        """
         node = "app.graph.nodes.find(node => node.type === kind)"
-        shown = f"kind => {{ const images = {node}?.imgs ?? []; return images.length > 0 && images.every(image => image.naturalWidth) }}"
+        shown = (
+            f"kind => {{ const images = {node}?.imgs ?? []; "
+            "return images.length > 0 && images.every(image => image.naturalWidth) }"
+        )
         self.page.wait_for_function(shown, arg=kind, timeout=1000 * timeout)
         told = "[new URL(image.src).searchParams.get('filename'), [image.naturalWidth, image.naturalHeight]]"
         return dict(self.page.evaluate(f"kind => {node}.imgs.map(image => {told})", kind))
@@ -117,5 +145,7 @@ class FrontEnd:
 
     def open_errors(self) -> None:
         """Click the button of that message; the front end of ComfyUI 0.27.0 has other words on it."""
-        self.error().get_by_role("button", name=re.compile("^(View details|See Errors|Show missing models)$")).click()
+        self.error().get_by_role(
+            "button", name=re.compile("^(View details|See Errors|Show missing models)$")
+        ).click()
         self.settle()

@@ -49,13 +49,17 @@ def inside(a: Box, b: Box) -> bool:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_dropped_workflow_is_whole_tidy_and_queues_what_its_api_copy_says(path: Path, front_end: FrontEnd) -> None:
+def test_a_dropped_workflow_is_whole_tidy_and_queues_what_its_api_copy_says(
+    path: Path, front_end: FrontEnd
+) -> None:
     front_end.drop(path)
     nodes, missing = front_end.nodes(), models(path)
     assert all(node["known"] for node in nodes)
     assert {node["id"] for node in nodes if node["red"]} == missing.keys()
     assert front_end.error().is_visible() == bool(missing)
-    assert not [(a["title"], b["title"]) for a, b in itertools.combinations(nodes, 2) if overlap(a["box"], b["box"])]
+    assert not [
+        (a["title"], b["title"]) for a, b in itertools.combinations(nodes, 2) if overlap(a["box"], b["box"])
+    ]
     groups = front_end.groups()
     assert not [node["title"] for node in nodes if not any(inside(node["box"], group) for group in groups)]
     assert front_end.prompt() == json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
@@ -75,7 +79,9 @@ def test_run_shows_the_pictures_in_their_node_and_a_saved_picture_brings_the_gra
 
 
 @pytest.mark.parametrize(("words", "title"), FOUND.items(), ids=FOUND.keys())
-def test_a_double_click_and_the_words_users_know_find_the_node(words: str, title: str, front_end: FrontEnd) -> None:
+def test_a_double_click_and_the_words_users_know_find_the_node(
+    words: str, title: str, front_end: FrontEnd
+) -> None:
     assert title in front_end.search(words)
     front_end.page.get_by_role("option", name=title).first.click()
     front_end.page.mouse.click(800, 600)
@@ -117,13 +123,17 @@ def test_missing_models_are_offered_for_download(front_end: FrontEnd) -> None:
 
 def test_a_wrong_value_is_explained_at_its_node(front_end: FrontEnd) -> None:
     front_end.drop(workflow("guidance_sweep"))
-    front_end.page.evaluate("app.graph.nodes.find(node => node.type === 'DizzyDiffGuidanceSweep').widgets[0].value = '1, two'")
+    front_end.page.evaluate(
+        "app.graph.nodes.find(node => node.type === 'DizzyDiffGuidanceSweep').widgets[0].value = '1, two'"
+    )
     front_end.run()
     expect(front_end.error()).to_be_visible()
     assert [node["type"] for node in front_end.nodes() if node["red"]] == ["DizzyDiffGuidanceSweep"]
     front_end.open_errors()
     page = front_end.page
-    if (info := page.get_by_role("button", name="Info for Guidance Sweep - scales")).count():  # the front end of 0.27.0 says it at once
+    if (
+        info := page.get_by_role("button", name="Info for Guidance Sweep - scales")
+    ).count():  # the front end of 0.27.0 says it at once
         info.click()
     expect(page.get_by_text(re.compile("got .*1, two.*; expected numbers from 0 to 100"))).to_be_visible()
     front_end.problems.clear()  # the page logs the refusal that this test provokes
@@ -136,13 +146,17 @@ def test_the_template_browser_shows_every_workflow_with_its_picture(front_end: F
     for path in WORKFLOWS:
         card = page.get_by_test_id(f"template-workflow-{path.stem}")
         card.scroll_into_view_if_needed()  # a card's picture is loaded when it comes into view
-        picture = card.get_by_role("img").first.evaluate("image => image.decode().then(() => [image.naturalWidth, image.currentSrc])")
+        picture = card.get_by_role("img").first.evaluate(
+            "image => image.decode().then(() => [image.naturalWidth, image.currentSrc])"
+        )
         assert picture[0] == 512 and not picture[1].endswith("default-template.png"), path.stem
     front_end.settle()
 
 
 @pytest.fixture
-def chinese(front_end: FrontEnd, comfy_server: Server, root: Path, request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+def chinese(
+    front_end: FrontEnd, comfy_server: Server, root: Path, request: pytest.FixtureRequest
+) -> Iterator[FrontEnd]:
     """A second page, in Chinese."""
     set_language = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
     front_end.page.evaluate(set_language, "zh")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes a graph as Python through comfy-script, runs it and lists the files it saved in a JSON file: ADDRESS FILE.
+"""Writes a graph as Python through comfy-script, runs it and lists the files it saved in a JSON file: ADDRESS
+FILE.
 
 A file, since comfy-script prints from a thread of its own, into the middle of a line of ours too."""
 
@@ -18,4 +19,6 @@ with Workflow(wait=True):
     positive, latent = nodes.DizzyDiffGuidanceSweep(prompt, nodes.EmptyLatentImage(96, 96, 1), "2, 4")
     sampled = nodes.KSampler(model, 1, 4, 1.0, "euler", "simple", positive, prompt, latent, 1.0)
     saved = nodes.SaveImage(nodes.VAEDecode(sampled, vae), "comfy_script").wait()
-Path(sys.argv[2]).write_text(json.dumps([picture["filename"] for picture in saved._output["images"]]), encoding="utf-8")
+Path(sys.argv[2]).write_text(
+    json.dumps([picture["filename"] for picture in saved._output["images"]]), encoding="utf-8"
+)

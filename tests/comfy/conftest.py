@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tests that import ComfyUI: entered as soon as this folder is collected, so that test modules import it at their top."""
+"""Tests that import ComfyUI: entered as soon as this folder is collected, so that test modules import it at
+their top.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,11 @@ from pathlib import Path
 
 def private_bytes() -> int:
     """RssAnon: resident memory that is not backed by a file."""
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
 
 
 def main(comfyui: str, clone: str, warm_up: str, *files: str) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Distilling a MODEL: the adapter starts as the teacher, is trained alone, is saved whole, and comes back as a native MODEL."""
+"""Distilling a MODEL: the adapter starts as the teacher, is trained alone, is saved whole, and comes back as
+a native MODEL.
+"""
 
 from __future__ import annotations
 
@@ -47,18 +49,39 @@ class Interrupted(Exception):
 
 def encode(width: int, pooled: int = 8) -> Any:
     """Texts as random CONDITIONING, the same for the same text."""
+
     def conditioning(text: str) -> list:
         generator = torch.Generator().manual_seed(sum(text.encode()))
-        return [[4 * torch.randn(1, 7, width, generator=generator), {"pooled_output": torch.randn(1, pooled, generator=generator)}]]
+        return [
+            [
+                4 * torch.randn(1, 7, width, generator=generator),
+                {"pooled_output": torch.randn(1, pooled, generator=generator)},
+            ]
+        ]
 
     return conditioning
 
 
 def flux() -> Any:
     """Core's Flux without a guidance input, small, with random weights."""
-    config = {"image_model": "flux", "in_channels": 4, "out_channels": 4, "vec_in_dim": 8, "context_in_dim": 16, "hidden_size": 48,
-              "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8], "theta": 10000,
-              "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "txt_ids_dims": []}
+    config = {
+        "image_model": "flux",
+        "in_channels": 4,
+        "out_channels": 4,
+        "vec_in_dim": 8,
+        "context_in_dim": 16,
+        "hidden_size": 48,
+        "mlp_ratio": 2.0,
+        "num_heads": 2,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [8, 8, 8],
+        "theta": 10000,
+        "patch_size": 2,
+        "qkv_bias": True,
+        "guidance_embed": False,
+        "txt_ids_dims": [],
+    }
     torch.manual_seed(0)
     model_config = comfy.supported_models.FluxSchnell(config)
     model_config.set_inference_dtype(torch.float32, None)
@@ -75,8 +98,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(folder: Path, tmp_path: Path) -> Job:
-    return Job(load_unet(Source(folder / "teacher", "teacher")), "teacher", PROMPTS, encode(64), (4, 8, 8), PLAN,
-               tmp_path / "student.safetensors", checkpointing=False)
+    return Job(
+        load_unet(Source(folder / "teacher", "teacher")),
+        "teacher",
+        PROMPTS,
+        encode(64),
+        (4, 8, 8),
+        PLAN,
+        tmp_path / "student.safetensors",
+        checkpointing=False,
+    )
 
 
 def teacher_of(kind: str, tmp_path: Path) -> tuple[Any, Any]:
@@ -84,7 +115,9 @@ def teacher_of(kind: str, tmp_path: Path) -> tuple[Any, Any]:
     if kind == "flux":
         return flux(), encode(16)
     if kind == "sdxl":
-        return load_unet(Source(save_file_student(unet("sdxl", None), tmp_path / "sdxl.safetensors"), kind)), encode(48, 1280)
+        return load_unet(
+            Source(save_file_student(unet("sdxl", None), tmp_path / "sdxl.safetensors"), kind)
+        ), encode(48, 1280)
     return load_unet(Source(save_pipeline(tmp_path / kind, scheduler=kind) / "teacher", kind)), encode(64)
 
 
@@ -94,22 +127,45 @@ def denoised(model: Any, conditioning: list, sigma: float, **values: Any) -> tor
     positive = [[conditioning[0][0], {**conditioning[0][1], **values}]]
     answer: list[torch.Tensor] = []
 
-    def ask(inner: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any, disable: bool) -> torch.Tensor:
+    def ask(
+        inner: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any, disable: bool
+    ) -> torch.Tensor:
         answer.append(inner(noise * sigma, sigma * torch.ones(2), **extra_args))
         return x
 
-    comfy.sample.sample_custom(model, noise, 1.0, comfy.samplers.KSAMPLER(ask), torch.tensor([sigma, 0.0]), positive, positive,
-                               torch.zeros_like(noise), disable_pbar=True)
+    comfy.sample.sample_custom(
+        model,
+        noise,
+        1.0,
+        comfy.samplers.KSAMPLER(ask),
+        torch.tensor([sigma, 0.0]),
+        positive,
+        positive,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+    )
     return answer[0]
 
 
 @pytest.mark.parametrize("kind", ["v", "eps", "sdxl", "flux"])
-def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to_the_guided_teacher(kind: str, tmp_path: Path) -> None:
+def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to_the_guided_teacher(
+    kind: str, tmp_path: Path
+) -> None:
     teacher, encoder = teacher_of(kind, tmp_path)
-    distilled = native.Distilled(native.trainable(teacher), map(encoder, PROMPTS), encoder(""), (4, 8, 8),
-                                 native.GuidanceInput(256, 1.0, (1.0, 8.0)), 2, 0)
+    distilled = native.Distilled(
+        native.trainable(teacher),
+        map(encoder, PROMPTS),
+        encoder(""),
+        (4, 8, 8),
+        native.GuidanceInput(256, 1.0, (1.0, 8.0)),
+        2,
+        0,
+    )
     world = distilled.world((1.0, 8.0))
-    x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((3,), world.level(0.5))
+    x, sigma = (
+        torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.full((3,), world.level(0.5)),
+    )
     prompt, g = torch.arange(3), torch.tensor([1.0, 4.0, 8.0])
     conditional, unconditional = distilled.teacher(x, sigma, prompt)
     target = objective.guided(conditional, unconditional, g - 1)
@@ -124,7 +180,9 @@ def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to
         with distilled.training(checkpointing):
             before = loss()
             before.backward()
-        gradients[checkpointing] = {name: p.grad.clone() for name, p in distilled.parameters.items() if p.grad is not None}
+        gradients[checkpointing] = {
+            name: p.grad.clone() for name, p in distilled.parameters.items() if p.grad is not None
+        }
         for parameter in distilled.parameters.values():
             parameter.grad = None
     for name, gradient in gradients.get(True, {}).items():
@@ -134,14 +192,18 @@ def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to
     with torch.no_grad():
         for name, gradient in gradients[False].items():
             distilled.parameters[name].sub_(step * gradient)
-        assert 0.5 < (before.item() - loss().item()) / (step * slope) < 1.5, "the loss falls as fast as its gradient says"
+        assert 0.5 < (before.item() - loss().item()) / (step * slope) < 1.5, (
+            "the loss falls as fast as its gradient says"
+        )
 
 
 @pytest.mark.parametrize("kind", ["eps", "flux"])
 def test_a_student_is_a_native_model_with_a_guidance_for_each_row(kind: str, tmp_path: Path) -> None:
     teacher, encoder = teacher_of(kind, tmp_path)
     plan = dataclasses.replace(PLAN, updates=3, steps=0, rate=0.1)
-    result = distil(Job(teacher, kind, PROMPTS, encoder, (4, 8, 8), plan, tmp_path / "s.safetensors", checkpointing=False))
+    result = distil(
+        Job(teacher, kind, PROMPTS, encoder, (4, 8, 8), plan, tmp_path / "s.safetensors", checkpointing=False)
+    )
     student = native.student_of(teacher, result.adapter, kind)
     answers = {g: denoised(student, encoder("red"), 0.7, guidance=g) for g in (1.0, 8.0)}
     assert (answers[8.0] - answers[1.0]).abs().max() > 1e-3 * answers[1.0].abs().max()
@@ -157,17 +219,23 @@ def test_the_file_gives_the_student_that_was_trained(job: Job) -> None:
     def look(running: run.Running, progress: Any) -> None:
         if len(progress.losses) == running.training.total:
             with torch.no_grad():
-                seen[5.0] = running.distilled.student(noise * 2.0, torch.full((2,), 2.0), torch.zeros(2).long(), torch.full((2,), 5.0))
+                seen[5.0] = running.distilled.student(
+                    noise * 2.0, torch.full((2,), 2.0), torch.zeros(2).long(), torch.full((2,), 5.0)
+                )
 
     distil(job, look)
     student = routing.load_student(job.path, "student", job.teacher)
-    torch.testing.assert_close(denoised(student, encode(64)("red"), 2.0, guidance=5.0), seen[5.0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        denoised(student, encode(64)("red"), 2.0, guidance=5.0), seen[5.0], rtol=1e-4, atol=1e-4
+    )
     teacher = denoised(job.teacher, encode(64)("red"), 2.0)
     assert (teacher - seen[5.0]).abs().max() > 1e-3, "the student is not its teacher"
 
 
 @pytest.mark.parametrize("stop_after", [2, 8])
-def test_an_interrupted_training_goes_on_to_the_very_same_student(job: Job, tmp_path: Path, stop_after: int) -> None:
+def test_an_interrupted_training_goes_on_to_the_very_same_student(
+    job: Job, tmp_path: Path, stop_after: int
+) -> None:
     def interrupt(running: run.Running, progress: Any) -> None:
         if len(progress.losses) == stop_after:
             raise Interrupted
@@ -190,8 +258,16 @@ def test_a_finished_file_is_not_trained_again_and_tells_its_origin(job: Job) -> 
 
     settings = distil(job, never).adapter.settings
     assert settings["teacher"] == native.fingerprint(job.teacher)
-    assert (settings["guidance_scale_range"], settings["plan"]["seed"], settings["plan"]["steps"]) == ([1.0, 8.0], 0, 2)
-    assert not [key for key in adapter.formats.read_weights((job.path,))[0] if key.startswith(("optimiser", "previous"))]
+    assert (settings["guidance_scale_range"], settings["plan"]["seed"], settings["plan"]["steps"]) == (
+        [1.0, 8.0],
+        0,
+        2,
+    )
+    assert not [
+        key
+        for key in adapter.formats.read_weights((job.path,))[0]
+        if key.startswith(("optimiser", "previous"))
+    ]
 
 
 def test_pictures_can_be_learned_from_and_noise_levels_passed_in(job: Job) -> None:
@@ -228,7 +304,9 @@ def test_a_full_disk_leaves_the_file_that_was_there(job: Job, monkeypatch: pytes
     assert [path.name for path in job.path.parent.iterdir()] == [job.path.name]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = native.Distilled.student
     calls = iter(range(100))
 
@@ -242,7 +320,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(job: Job,
     assert len(distil(job).losses) == 12
 
 
-def test_what_cannot_be_distilled_is_said_before_it_starts(job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_distilled_is_said_before_it_starts(
+    job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NoPrompts, match="one prompt a line"):
         distil(dataclasses.replace(job, prompts=[]))
     with pytest.raises(BadPlan, match="from 8 to 1"):
@@ -253,7 +333,11 @@ def test_what_cannot_be_distilled_is_said_before_it_starts(job: Job, folder: Pat
         distil(dataclasses.replace(job, teacher=load_student(Source(folder / "unet", "student"))))
     with pytest.raises(NoUnconditional, match="there is no guidance to learn"):
         distil(dataclasses.replace(job, encode=lambda text: encode(64)("the same")))
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, both=False: (2**20, 2**20) if both else 2**20)
+    monkeypatch.setattr(
+        comfy.model_management,
+        "get_free_memory",
+        lambda device, both=False: (2**20, 2**20) if both else 2**20,
+    )
     with pytest.raises(NotEnoughMemory, match="GiB"):
         distil(job)
     assert not job.path.exists()
@@ -267,11 +351,15 @@ def test_an_adapter_asks_for_its_teacher_and_refuses_another_kind(job: Job, tmp_
     with pytest.raises(WrongTeacher, match="of another kind"):
         routing.load_student(job.path, "student", other)
     student = routing.load_student(job.path, "student", job.teacher)
-    assert isinstance(student.model, BaseModel) and "teacher" in [each.id for each in LoadStudent.define_schema().inputs]
+    assert isinstance(student.model, BaseModel) and "teacher" in [
+        each.id for each in LoadStudent.define_schema().inputs
+    ]
 
 
 def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Path, tmp_path: Path) -> None:
-    """UNet2DConditionModel loads it, and its pipeline's own embedding of w gives what the native student gives."""
+    """UNet2DConditionModel loads it, and its pipeline's own embedding of w gives what the native student
+    gives.
+    """
     result = distil(job)
     write_folder(tmp_path / "merged", folder / "teacher", result.adapter, native.diffusers_names(job.teacher))
     network = UNet2DConditionModel.from_pretrained(tmp_path / "merged" / "unet")
@@ -286,12 +374,18 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
     with torch.no_grad():
         v = network(z, t, context, timestep_cond=embedding).sample
     student = native.student_of(job.teacher, result.adapter, "student")
-    torch.testing.assert_close(denoised(student, encode(64)("red"), sigma, guidance=g), alpha.sqrt() * z - (1 - alpha).sqrt() * v,
-                               rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        denoised(student, encode(64)("red"), sigma, guidance=g),
+        alpha.sqrt() * z - (1 - alpha).sqrt() * v,
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def trained_several(job: Job, count: int = 2) -> several.Manifest:
-    manifest, results = several.distil_several(dataclasses.replace(job, plan=Plan(updates=3, batch=2, rank=2)), count)
+    manifest, results = several.distil_several(
+        dataclasses.replace(job, plan=Plan(updates=3, batch=2, rank=2)), count
+    )
     assert len(results) == len(manifest.files) == count
     return manifest
 
@@ -301,7 +395,9 @@ def test_every_row_of_a_batch_is_answered_by_the_student_of_its_prompt(job: Job)
     together = routing.load_student(job.path, "students", job.teacher, in_memory=1)
     apart = [routing.load_student(job.path.with_name(name), name, job.teacher) for name in manifest.files]
     contexts = [job.encode(prompt)[0][0] for prompt in PROMPTS]
-    owners = several.nearest(torch.cat([several.embedding(context) for context in contexts]), manifest.centres).tolist()
+    owners = several.nearest(
+        torch.cat([several.embedding(context) for context in contexts]), manifest.centres
+    ).tolist()
     assert set(owners) == {0, 1}
     other = owners.index(1 - owners[0])
     mixed = denoised(together, [[torch.cat([contexts[0], contexts[other]]), {}]], 2.0, guidance=[3.0, 6.0])
@@ -322,9 +418,13 @@ def test_students_are_read_when_they_are_needed_and_only_so_many_are_held(job: J
         return load(number)
 
     contexts = [job.encode(prompt)[0][0] for prompt in PROMPTS]
-    owners = several.nearest(torch.cat([several.embedding(context) for context in contexts]), manifest.centres).tolist()
+    owners = several.nearest(
+        torch.cat([several.embedding(context) for context in contexts]), manifest.centres
+    ).tolist()
     one, two = (contexts[owners.index(number)] for number in (0, 1))
-    roomy, narrow = (routing.students_of(job.teacher, manifest, counted, "students", in_memory) for in_memory in (2, 1))
+    roomy, narrow = (
+        routing.students_of(job.teacher, manifest, counted, "students", in_memory) for in_memory in (2, 1)
+    )
     for model, expected in ((roomy, [0, 1]), (narrow, [0, 1, 0, 1])):
         asked.clear()
         for context in (one, two, one, two):
@@ -335,7 +435,11 @@ def test_students_are_read_when_they_are_needed_and_only_so_many_are_held(job: J
 def test_a_profile_of_the_teacher_is_none_of_its_students(job: Job) -> None:
     trained_several(job)
     students = routing.load_student(job.path, "students", job.teacher)
-    assert identity(students) == identity(routing.load_student(job.path, "students", job.teacher)) != identity(job.teacher)
+    assert (
+        identity(students)
+        == identity(routing.load_student(job.path, "students", job.teacher))
+        != identity(job.teacher)
+    )
 
 
 def test_several_students_leave_the_teacher_as_it_was(job: Job) -> None:
@@ -375,7 +479,11 @@ def test_what_is_wrong_with_several_students_is_said(job: Job) -> None:
     manifest = trained_several(job)
     with pytest.raises(NeedsTeacher, match="connect it to the input teacher"):
         load_student(Source(job.path, "students"))
-    adapter.write(job.path, {several.CENTRES: manifest.centres[:1]}, {"format": adapter.SEVERAL, "files": list(manifest.files)})
+    adapter.write(
+        job.path,
+        {several.CENTRES: manifest.centres[:1]},
+        {"format": adapter.SEVERAL, "files": list(manifest.files)},
+    )
     with pytest.raises(DamagedFile, match="lacks some of its parts"):
         routing.load_student(job.path, "students", job.teacher)
     several.write(job.path, dataclasses.replace(manifest, files=("gone.safetensors", manifest.files[1])))
@@ -384,6 +492,8 @@ def test_what_is_wrong_with_several_students_is_said(job: Job) -> None:
 
 
 def test_pictures_go_to_the_student_of_their_prompt(job: Job) -> None:
-    latents = torch.arange(8).float().reshape(8, 1, 1, 1)  # two whole rounds of three prompts, and two more pictures
+    latents = (
+        torch.arange(8).float().reshape(8, 1, 1, 1)
+    )  # two whole rounds of three prompts, and two more pictures
     mine = several._pictures_of(latents, torch.tensor([0, 2]), 3)
     assert mine.flatten().tolist() == [0, 2, 3, 5]

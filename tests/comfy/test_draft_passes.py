@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the pack does to latents outside the network, counted: a change that adds passes or waits shows here."""
+"""What the pack does to latents outside the network, counted: a change that adds passes or waits shows
+here.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_frozen_drafts_that_are_always_used_wait_for_nothing_but_what_the_sample
     assert {place for place, waits in ledger.waits.items() if waits} <= {"sampler", END}
 
 
-@pytest.mark.parametrize(("sampler", "passes"), [("euler", 94), ("dpmpp_2m", 94), ("euler_ancestral", 84), ("dpmpp_2m_sde", 84)])
+@pytest.mark.parametrize(
+    ("sampler", "passes"), [("euler", 94), ("dpmpp_2m", 94), ("euler_ancestral", 84), ("dpmpp_2m_sde", 84)]
+)
 def test_a_round_of_four_makes_as_few_passes_as_the_docs_say(sampler: str, passes: float) -> None:
     assert 0 < booked(sampler, "verified")[TOTAL]["passes"] <= passes
 
@@ -65,7 +69,10 @@ def test_other_features_make_as_many_passes_as_the_docs_say() -> None:
 def test_rows_of_parts_share_one_table() -> None:
     rows = [{"part": "a", "device": "x", "us": 1.5}, {"part": "b", "device": "x", "said": "one, two"}]
     read = list(csv.DictReader(io.StringIO(csv_table(rows))))
-    assert read == [{"part": "a", "device": "x", "us": "1.5", "said": ""}, {"part": "b", "device": "x", "us": "", "said": "one, two"}]
+    assert read == [
+        {"part": "a", "device": "x", "us": "1.5", "said": ""},
+        {"part": "b", "device": "x", "us": "", "said": "one, two"},
+    ]
 
 
 def test_a_part_that_fails_or_takes_too_long_costs_only_its_own_rows() -> None:
@@ -83,5 +90,9 @@ def test_a_part_that_fails_or_takes_too_long_costs_only_its_own_rows() -> None:
 
     rows = list(measured({"slow": slow, "broken": broken}, torch.device("cpu"), "x", False, lambda: now))
     assert [{k: v for k, v in row.items() if k != "device"} for row in rows] == [
-        {"part": "slow", "value": LIMIT_S}, {"part": "slow", "value": 2 * LIMIT_S}, {"part": "slow", "cut_off_after_s": LIMIT_S},
-        {"part": "broken", "value": 1}, {"part": "broken", "failed": "OutOfMemoryError: no memory"}]
+        {"part": "slow", "value": LIMIT_S},
+        {"part": "slow", "value": 2 * LIMIT_S},
+        {"part": "slow", "cut_off_after_s": LIMIT_S},
+        {"part": "broken", "value": 1},
+        {"part": "broken", "failed": "OutOfMemoryError: no memory"},
+    ]

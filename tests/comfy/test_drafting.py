@@ -42,7 +42,9 @@ def one_thread_a_device() -> Any:
 @pytest.fixture(scope="module")
 def prompts() -> tuple[list, list]:
     clip = load_clip(TINY, [])
-    return tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a large red circle on white", ""))  # type: ignore
+    return tuple(
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a large red circle on white", "")
+    )  # type: ignore
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +66,37 @@ def empty(rows: int = 1) -> dict[str, torch.Tensor]:
     return {"samples": torch.zeros(rows, 4, 12, 12)}
 
 
-def run(model: Any, prompts: tuple[list, list], name: str = "euler", mode: str = "verified", tolerance: float = 0.005, width: int = 0,
-        cfg: float = 4.0, latent: dict | None = None, steps: int = STEPS, **options: Any) -> tuple[torch.Tensor, Report | None]:
+def run(
+    model: Any,
+    prompts: tuple[list, list],
+    name: str = "euler",
+    mode: str = "verified",
+    tolerance: float = 0.005,
+    width: int = 0,
+    cfg: float = 4.0,
+    latent: dict | None = None,
+    steps: int = STEPS,
+    **options: Any,
+) -> tuple[torch.Tensor, Report | None]:
     reports: list[Report] = []
-    sampler = DraftRefine(comfy.samplers.sampler_object(name), mode, width, tolerance, on_report=reports.append, **options)  # type: ignore
+    sampler = DraftRefine(
+        comfy.samplers.sampler_object(name), mode, width, tolerance, on_report=reports.append, **options
+    )  # type: ignore
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, name, "karras", 1.0).sigmas
-    result = SamplerCustom.execute(model, True, 7, cfg, *prompts, sampler, sigmas, latent or empty()).result[0]["samples"]
+    result = SamplerCustom.execute(model, True, 7, cfg, *prompts, sampler, sigmas, latent or empty()).result[
+        0
+    ]["samples"]
     return result, reports[0] if reports else None
 
 
-def plain(model: Any, prompts: tuple[list, list], name: str = "euler", cfg: float = 4.0, latent: dict | None = None,
-          steps: int = STEPS) -> torch.Tensor:
+def plain(
+    model: Any,
+    prompts: tuple[list, list],
+    name: str = "euler",
+    cfg: float = 4.0,
+    latent: dict | None = None,
+    steps: int = STEPS,
+) -> torch.Tensor:
     return common_ksampler(model, 7, steps, cfg, name, "karras", *prompts, latent or empty())[0]["samples"]
 
 
@@ -98,7 +120,9 @@ def test_every_sampler_is_drafted_or_runs_as_it_is_and_says_why(
         assert torch.equal(result, reference)
     else:
         assert report is not None and f"in {len(report.rounds)} rounds" in caplog.text
-        assert report.largest_deviation <= 0.002 * (1 + 1e-4), "arrivals are foretold, and measured afterwards"
+        assert report.largest_deviation <= 0.002 * (1 + 1e-4), (
+            "arrivals are foretold, and measured afterwards"
+        )
         assert deviation(result, reference) < 0.05
 
 
@@ -106,6 +130,7 @@ def test_a_sampler_that_steps_otherwise_than_its_dry_run_is_told_of(
     student: Any, prompts: tuple[list, list], caplog: pytest.LogCaptureFixture
 ) -> None:
     """What it does to large latents alone cannot show in a dry run on single numbers."""
+
     def straying(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
         def shifted(x: torch.Tensor, sigma: torch.Tensor, **arguments: Any) -> torch.Tensor:
             D = model(x, sigma, **arguments)
@@ -122,11 +147,15 @@ def test_a_sampler_that_steps_otherwise_than_its_dry_run_is_told_of(
 
 
 @pytest.mark.parametrize("mode", ["conservative", "aggressive", "verified"])
-def test_two_devices_take_a_state_each_and_agree_with_one(mode: str, two: Any, teacher: Any, prompts: tuple[list, list]) -> None:
+def test_two_devices_take_a_state_each_and_agree_with_one(
+    mode: str, two: Any, teacher: Any, prompts: tuple[list, list]
+) -> None:
     result, report = run(two, prompts, "dpmpp_2m", mode, steps=20)
     assert report is not None and {len(states) for states in report.rounds} == {1, 2}
     batched, twin = run(spread(teacher, "batch", 2), prompts, "dpmpp_2m", mode, steps=20)
-    assert twin is not None and [len(states) for states in twin.rounds] == [len(states) for states in report.rounds]
+    assert twin is not None and [len(states) for states in twin.rounds] == [
+        len(states) for states in report.rounds
+    ]
     torch.testing.assert_close(result, batched, rtol=1e-3, atol=1e-3)
 
 
@@ -160,7 +189,11 @@ def test_a_device_that_fails_is_left_out_and_the_image_is_finished(
     broken = two.clone()
     broken.set_model_unet_function_wrapper(failing(error, 2))
     result, report = run(broken, prompts, "euler", "aggressive", steps=20)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "dizzydiff" and record.levelno == logging.WARNING]
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "dizzydiff" and record.levelno == logging.WARNING
+    ]
     assert len(warnings) == 1 and "cpu:1 failed" in warnings[0] and str(error) in warnings[0]
     assert report is not None and [len(states) for states in report.rounds[:3]] == [1, 2, 2]
     assert {len(states) for states in report.rounds[3:]} == {1}
@@ -186,21 +219,28 @@ def test_interruption_leaves_no_thread_behind(two: Any, prompts: tuple[list, lis
 
 @pytest.mark.parametrize("kind", ["mask", "differential"])
 @pytest.mark.parametrize("devices", ["batch", "cpu, cpu:1"])
-def test_masks_hold_in_every_state_of_a_round(kind: str, devices: str, teacher: Any, prompts: tuple[list, list]) -> None:
+def test_masks_hold_in_every_state_of_a_round(
+    kind: str, devices: str, teacher: Any, prompts: tuple[list, list]
+) -> None:
     model = DifferentialDiffusion.execute(teacher).result[0] if kind == "differential" else teacher
     ramp = torch.linspace(0, 1, 12).expand(2, 12, 12)
-    latent = {"samples": torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0)),
-              "noise_mask": ramp if kind == "differential" else (ramp > 0.5).float()}
+    latent = {
+        "samples": torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0)),
+        "noise_mask": ramp if kind == "differential" else (ramp > 0.5).float(),
+    }
     reference = plain(model, prompts, latent=latent)
     result, report = run(spread(model, devices, 0), prompts, latent=latent, tolerance=1e-3)
     assert report is not None and max(len(states) for states in report.rounds) > 1
     assert deviation(result, reference) < 0.02
 
 
-def test_conditioning_with_time_ranges_is_that_of_each_state(teacher: Any, prompts: tuple[list, list]) -> None:
+def test_conditioning_with_time_ranges_is_that_of_each_state(
+    teacher: Any, prompts: tuple[list, list]
+) -> None:
     positive, negative = prompts
-    halves = (node_helpers.conditioning_set_values(positive, {"start_percent": 0.0, "end_percent": 0.4})
-              + node_helpers.conditioning_set_values(negative, {"start_percent": 0.4, "end_percent": 1.0}))
+    halves = node_helpers.conditioning_set_values(
+        positive, {"start_percent": 0.0, "end_percent": 0.4}
+    ) + node_helpers.conditioning_set_values(negative, {"start_percent": 0.4, "end_percent": 1.0})
     ranged = (halves, negative)
     reference = plain(teacher, ranged)
     assert deviation(plain(teacher, prompts), reference) > 0.01
@@ -208,8 +248,12 @@ def test_conditioning_with_time_ranges_is_that_of_each_state(teacher: Any, promp
         assert deviation(run(spread(teacher, devices, 0), ranged, tolerance=1e-3)[0], reference) < 0.02
 
 
-@pytest.mark.parametrize(("cost", "drafts"), [(lambda states: 1.0, True), (lambda states: float(states), False)])
-def test_a_batch_is_kept_only_where_it_pays(cost: Any, drafts: bool, teacher: Any, prompts: tuple[list, list]) -> None:
+@pytest.mark.parametrize(
+    ("cost", "drafts"), [(lambda states: 1.0, True), (lambda states: float(states), False)]
+)
+def test_a_batch_is_kept_only_where_it_pays(
+    cost: Any, drafts: bool, teacher: Any, prompts: tuple[list, list]
+) -> None:
     """The clock of this test advances as the model is called: once a call, or once a state."""
     now = 0.0
     model = teacher.clone()
@@ -224,7 +268,9 @@ def test_a_batch_is_kept_only_where_it_pays(cost: Any, drafts: bool, teacher: An
     assert report is None, "a wrapper may not understand several sigmas, so nothing is batched"
     del model.model_options["model_function_wrapper"]
     apply = model.model.apply_model
-    model.model.apply_model = lambda x, t, **c: advance(lambda x, t, **c: apply(x, t, **c), {"input": x, "timestep": t, "c": c})
+    model.model.apply_model = lambda x, t, **c: advance(
+        lambda x, t, **c: apply(x, t, **c), {"input": x, "timestep": t, "c": c}
+    )
     try:
         _, report = run(spread(model, "auto", 0), prompts, "euler", "aggressive", steps=20, clock=lambda: now)
     finally:
@@ -233,7 +279,10 @@ def test_a_batch_is_kept_only_where_it_pays(cost: Any, drafts: bool, teacher: An
     assert {len(states) for states in report.rounds[3:]} == ({2, 4} if drafts else {1})
 
 
-@pytest.mark.parametrize(("devices", "error"), [("gpu one", "is no device"), ("cuda:99", "not on this machine"), ("", "is no device")])
+@pytest.mark.parametrize(
+    ("devices", "error"),
+    [("gpu one", "is no device"), ("cuda:99", "not on this machine"), ("", "is no device")],
+)
 def test_devices_that_are_none_are_refused(devices: str, error: str, teacher: Any) -> None:
     with pytest.raises(BadDevices, match=error):
         spread(teacher, devices, 0)
@@ -251,15 +300,21 @@ def test_a_model_without_a_recipe_says_which_loader_keeps_one(teacher: Any) -> N
 
 
 def test_devices_change_between_two_prompts(teacher: Any, prompts: tuple[list, list]) -> None:
-    results = [run(spread(teacher, devices, 0), prompts, tolerance=1e-4)[0] for devices in ("cpu, cpu:1", "batch", "cpu, cpu:1")]
+    results = [
+        run(spread(teacher, devices, 0), prompts, tolerance=1e-4)[0]
+        for devices in ("cpu, cpu:1", "batch", "cpu, cpu:1")
+    ]
     assert torch.equal(results[0], results[2])
     assert deviation(results[1], results[0]) < 1e-2
 
 
-def test_the_ksampler_node_is_core_s_at_tolerance_zero_and_shows_its_rounds_otherwise(two: Any, prompts: tuple[list, list]) -> None:
+def test_the_ksampler_node_is_core_s_at_tolerance_zero_and_shows_its_rounds_otherwise(
+    two: Any, prompts: tuple[list, list]
+) -> None:
     def node(tolerance: float) -> tuple[dict, torch.Tensor]:
-        return DraftRefineKSampler.execute(two, 7, STEPS, 4.0, "dpmpp_2m_sde", "karras", *prompts, empty(), 1.0, "verified", 0,
-                                           tolerance).result
+        return DraftRefineKSampler.execute(
+            two, 7, STEPS, 4.0, "dpmpp_2m_sde", "karras", *prompts, empty(), 1.0, "verified", 0, tolerance
+        ).result
 
     latent, blank = node(0.0)
     assert torch.equal(latent["samples"], plain(two, prompts, "dpmpp_2m_sde"))
@@ -272,5 +327,7 @@ def test_the_nodes_compose_with_sampler_custom(teacher: Any, prompts: tuple[list
     model = DraftDevices.execute(teacher, "batch", 3).result[0]
     sampler = DraftRefineSampler.execute(comfy.samplers.sampler_object("heun"), "verified", 0, 0.01).result[0]
     sigmas = comfy.samplers.KSampler(model, STEPS, model.load_device, "heun", "karras", 1.0).sigmas
-    result = SamplerCustom.execute(model, True, 7, 4.0, *prompts, sampler, sigmas, empty()).result[0]["samples"]
+    result = SamplerCustom.execute(model, True, 7, 4.0, *prompts, sampler, sigmas, empty()).result[0][
+        "samples"
+    ]
     assert deviation(result, plain(teacher, prompts, "heun")) < 0.05

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Draft-refine with what users combine: ControlNets, other guiders, video models, latents of several parts."""
+"""Draft-refine with what users combine: ControlNets, other guiders, video models, latents of several
+parts.
+"""
 
 from __future__ import annotations
 
@@ -64,10 +66,14 @@ def compare(model: Any, guider_of: Any, samples: Any, devices: str, steps: int =
     noise = RandomNoise.execute(3).result[0]
 
     def run(model: Any, sampler: Any) -> Any:
-        return SamplerCustomAdvanced.execute(noise, guider_of(model), sampler, sigmas, {"samples": samples}).result[0]["samples"]
+        return SamplerCustomAdvanced.execute(
+            noise, guider_of(model), sampler, sigmas, {"samples": samples}
+        ).result[0]["samples"]
 
     reference = run(model, inner)
-    drafted = run(spread(model, devices, 0), DraftRefine(inner, "verified", 0, 1e-3, on_report=reports.append))
+    drafted = run(
+        spread(model, devices, 0), DraftRefine(inner, "verified", 0, 1e-3, on_report=reports.append)
+    )
     for ours, theirs in zip(parts(drafted), parts(reference), strict=True):
         assert ours.shape == theirs.shape
         assert distance(ours, theirs) < 0.005
@@ -77,9 +83,15 @@ def compare(model: Any, guider_of: Any, samples: Any, devices: str, steps: int =
 
 @pytest.fixture(scope="module")
 def controlnet(teacher: Any) -> Any:
-    config = {key: value for key, value in teacher.model.model_config.unet_config.items() if key not in ("out_channels", "dtype")}
+    config = {
+        key: value
+        for key, value in teacher.model.model_config.unet_config.items()
+        if key not in ("out_channels", "dtype")
+    }
     torch.manual_seed(0)
-    network = ControlNet(**config, hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+    network = ControlNet(
+        **config, hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.06)
     return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
@@ -87,9 +99,13 @@ def controlnet(teacher: Any) -> Any:
 
 @pytest.mark.parametrize("devices", PLACES)
 @pytest.mark.parametrize("end", [1.0, 0.5])
-def test_a_controlnet_steers_every_state_of_a_round(devices: str, end: float, teacher: Any, controlnet: Any) -> None:
+def test_a_controlnet_steers_every_state_of_a_round(
+    devices: str, end: float, teacher: Any, controlnet: Any
+) -> None:
     hint = torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(1))
-    steered = ControlNetApplyAdvanced().apply_controlnet(conditioning(1), conditioning(2), controlnet, hint, 1.0, 0.0, end)
+    steered = ControlNetApplyAdvanced().apply_controlnet(
+        conditioning(1), conditioning(2), controlnet, hint, 1.0, 0.0, end
+    )
 
     def guided(positive: list, negative: list) -> Any:
         def guider(model: Any) -> Any:
@@ -97,6 +113,7 @@ def test_a_controlnet_steers_every_state_of_a_round(devices: str, end: float, te
             made.set_conds(positive, negative)
             made.set_cfg(3.0)
             return made
+
         return guider
 
     latent = torch.zeros(1, 4, 12, 12)
@@ -109,7 +126,12 @@ def test_a_controlnet_steers_every_state_of_a_round(devices: str, end: float, te
 @pytest.mark.parametrize("style", ["regular", "nested"])
 def test_a_guider_of_two_scales_is_drafted(devices: str, style: str, teacher: Any) -> None:
     prompts = [conditioning(seed) for seed in (1, 2, 3)]
-    compare(teacher, lambda model: DualCFGGuider.execute(model, *prompts, 3.0, 2.0, style).result[0], torch.zeros(2, 4, 12, 12), devices)
+    compare(
+        teacher,
+        lambda model: DualCFGGuider.execute(model, *prompts, 3.0, 2.0, style).result[0],
+        torch.zeros(2, 4, 12, 12),
+        devices,
+    )
 
 
 def random_weights(network: torch.nn.Module, scale: float) -> dict[str, torch.Tensor]:
@@ -120,22 +142,43 @@ def random_weights(network: torch.nn.Module, scale: float) -> dict[str, torch.Te
 @pytest.mark.parametrize("devices", PLACES)
 def test_a_video_model_is_drafted(devices: str, tmp_path: Path) -> None:
     """Wan's layout, a flow model on five-dimensional latents."""
-    network = comfy.ldm.wan.model.WanModel(dim=128, ffn_dim=128, num_heads=1, num_layers=1, text_dim=4096, dtype=torch.float32,
-                                           operations=comfy.ops.disable_weight_init)
+    network = comfy.ldm.wan.model.WanModel(
+        dim=128,
+        ffn_dim=128,
+        num_heads=1,
+        num_layers=1,
+        text_dim=4096,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
     file = tmp_path / "wan.safetensors"
     save_file(random_weights(network, 0.03), file)
     model = comfy.sd.load_diffusion_model(str(file))
     text = conditioning(1, (1, 6, 4096))
-    compare(model, lambda model: BasicGuider.execute(model, text).result[0], torch.zeros(1, 16, 3, 4, 4), devices)
+    compare(
+        model, lambda model: BasicGuider.execute(model, text).result[0], torch.zeros(1, 16, 3, 4, 4), devices
+    )
 
 
 @pytest.mark.parametrize("devices", PLACES)
 def test_picture_and_sound_in_one_latent_are_drafted(devices: str, tmp_path: Path) -> None:
     """LTX's layout for video with sound: a latent of two parts of different shapes."""
-    config = {"attention_head_dim": 8, "num_attention_heads": 2, "audio_attention_head_dim": 8, "audio_num_attention_heads": 2,
-              "cross_attention_dim": 16, "audio_cross_attention_dim": 16, "caption_channels": 16, "num_layers": 1,
-              "connector_attention_head_dim": 8, "connector_num_attention_heads": 2, "connector_num_layers": 1}
-    network = comfy.ldm.lightricks.av_model.LTXAVModel(**config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    config = {
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "audio_attention_head_dim": 8,
+        "audio_num_attention_heads": 2,
+        "cross_attention_dim": 16,
+        "audio_cross_attention_dim": 16,
+        "caption_channels": 16,
+        "num_layers": 1,
+        "connector_attention_head_dim": 8,
+        "connector_num_attention_heads": 2,
+        "connector_num_layers": 1,
+    }
+    network = comfy.ldm.lightricks.av_model.LTXAVModel(
+        **config, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
     file = tmp_path / "ltxav.safetensors"
     save_file(random_weights(network, 0.03), file, {"config": json.dumps({"transformer": config})})
     model = comfy.sd.load_diffusion_model(str(file))

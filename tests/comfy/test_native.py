@@ -39,10 +39,24 @@ def student(pipeline: Path):
     return load_student(Source(pipeline / "unet", "tiny"))
 
 
-def sample(model, sampler: str = "euler", latent: torch.Tensor | None = None, positive: list | None = None, **kwargs) -> torch.Tensor:
+def sample(
+    model, sampler: str = "euler", latent: torch.Tensor | None = None, positive: list | None = None, **kwargs
+) -> torch.Tensor:
     positive = positive or [[CONTEXT, {"guidance": [2.0, 7.0]}]]
-    return comfy.sample.sample(model, NOISE, 3, 1.0, sampler, "normal", positive, positive,
-                               torch.zeros_like(NOISE) if latent is None else latent, disable_pbar=True, seed=1, **kwargs)
+    return comfy.sample.sample(
+        model,
+        NOISE,
+        3,
+        1.0,
+        sampler,
+        "normal",
+        positive,
+        positive,
+        torch.zeros_like(NOISE) if latent is None else latent,
+        disable_pbar=True,
+        seed=1,
+        **kwargs,
+    )
 
 
 def diffusers_lora(down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -76,30 +90,53 @@ def test_mask_keeps_the_unmasked_half(student) -> None:
 def test_differential_diffusion_runs_on_a_student(student) -> None:
     ramp = torch.linspace(0, 1, 8).expand(1, 1, 8, 8)
     latent = torch.ones(2, 4, 8, 8)
-    change = (sample(DifferentialDiffusion.execute(student).result[0], latent=latent, noise_mask=ramp) - latent).abs().mean((0, 1, 2))
+    change = (
+        (sample(DifferentialDiffusion.execute(student).result[0], latent=latent, noise_mask=ramp) - latent)
+        .abs()
+        .mean((0, 1, 2))
+    )
     assert change[0] < 0.5 * change[-1]
 
 
 def test_controlnet_reaches_the_student(student) -> None:
-    config = {key: value for key, value in student.model.model_config.unet_config.items() if key not in ("out_channels", "dtype")}
+    config = {
+        key: value
+        for key, value in student.model.model_config.unet_config.items()
+        if key not in ("out_channels", "dtype")
+    }
     torch.manual_seed(0)
-    network = ControlNet(**config, hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+    network = ControlNet(
+        **config, hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
     hint = torch.ones(1, 3, 64, 64)
-    hinted = [[CONTEXT, {"guidance": [2.0, 7.0], "control": control.copy().set_cond_hint(hint, 1.0), "control_apply_to_uncond": True}]]
+    hinted = [
+        [
+            CONTEXT,
+            {
+                "guidance": [2.0, 7.0],
+                "control": control.copy().set_cond_hint(hint, 1.0),
+                "control_apply_to_uncond": True,
+            },
+        ]
+    ]
     assert not torch.allclose(sample(student, positive=hinted), sample(student), atol=1e-3)
 
 
 def test_merging_two_students_averages_all_weights(pipeline: Path, student) -> None:
     first, second = unet("tiny"), unet("tiny", seed=9)
     second.save_pretrained(pipeline / "second")
-    merged, = ModelMergeSimple().merge(student, load_student(Source(pipeline / "second", "second")), 0.5)
+    (merged,) = ModelMergeSimple().merge(student, load_student(Source(pipeline / "second", "second")), 0.5)
     average = copy.deepcopy(first)
-    average.load_state_dict({key: (t + second.state_dict()[key]) / 2 for key, t in first.state_dict().items()})
+    average.load_state_dict(
+        {key: (t + second.state_dict()[key]) / 2 for key, t in first.state_dict().items()}
+    )
     average.save_pretrained(pipeline / "average")
-    torch.testing.assert_close(sample(merged), sample(load_student(Source(pipeline / "average", "average"))), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sample(merged), sample(load_student(Source(pipeline / "average", "average"))), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_replica_on_another_device_answers_alike(student) -> None:
@@ -132,17 +169,38 @@ def test_student_sampler_without_noise_is_ddim(student) -> None:
 
     def run(eta: float, seed: int) -> torch.Tensor:
         sampler = comfy.samplers.KSAMPLER(sample_student_native, extra_options={"eta": eta})
-        return comfy.sample.sample_custom(student, NOISE, 1.0, sampler, sigmas, positive, positive, torch.zeros_like(NOISE),
-                                          disable_pbar=True, seed=seed)
+        return comfy.sample.sample_custom(
+            student,
+            NOISE,
+            1.0,
+            sampler,
+            sigmas,
+            positive,
+            positive,
+            torch.zeros_like(NOISE),
+            disable_pbar=True,
+            seed=seed,
+        )
 
-    euler = comfy.sample.sample_custom(student, NOISE, 1.0, comfy.samplers.sampler_object("euler"), sigmas, positive, positive,
-                                       torch.zeros_like(NOISE), disable_pbar=True)
+    euler = comfy.sample.sample_custom(
+        student,
+        NOISE,
+        1.0,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        positive,
+        positive,
+        torch.zeros_like(NOISE),
+        disable_pbar=True,
+    )
     torch.testing.assert_close(run(0.0, 1), euler, rtol=1e-4, atol=1e-4)
     assert torch.equal(run(1.0, 1), run(1.0, 1))
     assert not torch.allclose(run(1.0, 1), run(1.0, 2), atol=1e-3)
 
 
-def test_guidance_outside_the_trained_range_warns_and_goes_on(student, caplog: pytest.LogCaptureFixture) -> None:
+def test_guidance_outside_the_trained_range_warns_and_goes_on(
+    student, caplog: pytest.LogCaptureFixture
+) -> None:
     assert sample(student, positive=[[CONTEXT, {"guidance": 20.0}]]).isfinite().all()
     assert "range 1 to 8" in caplog.text
     caplog.clear()
@@ -153,10 +211,21 @@ def test_guidance_outside_the_trained_range_warns_and_goes_on(student, caplog: p
 def test_loading_makes_no_second_copy(tmp_path: Path, root: Path) -> None:
     """Private memory during loading stays within 1.2 times the file, whatever dtype it is computed in."""
     small = save_file_student(unet("sd15"), tmp_path / "small.safetensors")
-    files = [save_file_student(unet("sd15", block_out_channels=(128, 256, 512, 512)), tmp_path / f"{dtype}.safetensors", dtype=dtype)
-             for dtype in (torch.float32, torch.float16)]
+    files = [
+        save_file_student(
+            unet("sd15", block_out_channels=(128, 256, 512, 512)),
+            tmp_path / f"{dtype}.safetensors",
+            dtype=dtype,
+        )
+        for dtype in (torch.float32, torch.float16)
+    ]
     script, comfyui = Path(__file__).with_name("peak_memory.py"), Path(comfy.utils.__file__).parents[1]
-    run = subprocess.run([sys.executable, "-P", script, comfyui, root, small, *files], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-P", script, comfyui, root, small, *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     shares = [float(line) for line in run.stdout.split()]
     assert len(shares) == len(files)

@@ -60,7 +60,9 @@ def student(name: str = "student.safetensors", **kwargs) -> str:
 
 
 def sample(model, positive, latent, cfg: float = 1.0) -> torch.Tensor:
-    return core_nodes.KSampler().sample(model, 7, 2, cfg, "euler", "normal", positive, positive, latent)[0]["samples"]
+    return core_nodes.KSampler().sample(model, 7, 2, cfg, "euler", "normal", positive, positive, latent)[0][
+        "samples"
+    ]
 
 
 def test_lists_offer_files_folders_and_the_embedded_pipeline(pipeline: str) -> None:
@@ -78,13 +80,18 @@ def test_sweep_is_one_row_a_scale_with_the_same_noise(pipeline: str) -> None:
     latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
     swept, rows = GuidanceSweep.execute(positive, latent, "1, 2.5, 8").result
     together = sample(model, swept, rows)
-    apart = torch.cat([sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 2.5, 8.0)])
+    apart = torch.cat(
+        [sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 2.5, 8.0)]
+    )
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
 def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
-    latent = {"samples": torch.arange(2.0).view(2, 1, 1, 1).expand(2, 4, 8, 8), "batch_index": [5, 9],
-              "noise_mask": torch.arange(2.0).view(2, 1, 1).expand(2, 64, 64)}
+    latent = {
+        "samples": torch.arange(2.0).view(2, 1, 1, 1).expand(2, 4, 8, 8),
+        "batch_index": [5, 9],
+        "noise_mask": torch.arange(2.0).view(2, 1, 1).expand(2, 64, 64),
+    }
     _, rows = GuidanceSweep.execute([], latent, "1 2 3").result
     assert rows["samples"][:, 0, 0, 0].tolist() == rows["noise_mask"][:, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert rows["batch_index"] == [5, 5, 5, 9, 9, 9]
@@ -92,47 +99,107 @@ def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
 
 def test_sampler_node_gives_pictures_in_samplercustom(pipeline: str) -> None:
     from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
+
     model, clip, _ = LoadPipeline.execute(pipeline).result
     positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
     latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
     sigmas = BasicScheduler.execute(model, "simple", 3, 1.0).result[0]
     sampler = StudentSampler.execute(1.0).result[0]
-    assert SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent).result[0]["samples"].isfinite().all()
+    assert (
+        SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent)
+        .result[0]["samples"]
+        .isfinite()
+        .all()
+    )
 
 
 def narrow_flux() -> str:
     torch.manual_seed(0)
-    network = Flux(image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=16, context_in_dim=32, hidden_size=128,
-                   mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, qkv_bias=True,
-                   guidance_embed=True, txt_ids_dims=[], dtype=torch.float32, operations=disable_weight_init)
-    save_file({key: torch.randn(t.shape) * 0.1 for key, t in network.state_dict().items()}, MODELS / "flux.safetensors")
+    network = Flux(
+        image_model="flux",
+        in_channels=16,
+        out_channels=16,
+        patch_size=2,
+        vec_in_dim=16,
+        context_in_dim=32,
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=[16, 56, 56],
+        theta=10000,
+        qkv_bias=True,
+        guidance_embed=True,
+        txt_ids_dims=[],
+        dtype=torch.float32,
+        operations=disable_weight_init,
+    )
+    save_file(
+        {key: torch.randn(t.shape) * 0.1 for key, t in network.state_dict().items()},
+        MODELS / "flux.safetensors",
+    )
     return "flux.safetensors"
 
 
 def test_flux_goes_through_core_and_sweeps_too() -> None:
     model = LoadStudent.execute(narrow_flux()).result[0]
-    positive = [[torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)), {"pooled_output": torch.ones(1, 16)}]]
+    positive = [
+        [
+            torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)),
+            {"pooled_output": torch.ones(1, 16)},
+        ]
+    ]
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
     swept, rows = GuidanceSweep.execute(positive, latent, "1, 6").result
-    apart = torch.cat([sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0)])
+    apart = torch.cat(
+        [sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0)]
+    )
     torch.testing.assert_close(sample(model, swept, rows), apart, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(apart[0], apart[1], atol=1e-3)
 
 
 def narrow_hunyuan_video() -> str:
     torch.manual_seed(0)
-    network = HunyuanVideo(image_model="hunyuan_video", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=32, hidden_size=128,
-                           mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=256,
-                           patch_size=[1, 2, 2], qkv_bias=True, guidance_embed=True, byt5=False, meanflow=False,
-                           use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False, dtype=torch.float32,
-                           operations=disable_weight_init)
-    save_file({key: torch.randn(t.shape) * 0.1 for key, t in network.state_dict().items()}, MODELS / "hunyuan_video.safetensors")
+    network = HunyuanVideo(
+        image_model="hunyuan_video",
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=768,
+        context_in_dim=32,
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=[16, 56, 56],
+        theta=256,
+        patch_size=[1, 2, 2],
+        qkv_bias=True,
+        guidance_embed=True,
+        byt5=False,
+        meanflow=False,
+        use_cond_type_embedding=False,
+        vision_in_dim=None,
+        meanflow_sum=False,
+        dtype=torch.float32,
+        operations=disable_weight_init,
+    )
+    save_file(
+        {key: torch.randn(t.shape) * 0.1 for key, t in network.state_dict().items()},
+        MODELS / "hunyuan_video.safetensors",
+    )
     return "hunyuan_video.safetensors"
 
 
 def test_hunyuan_video_goes_through_core_and_takes_its_guidance() -> None:
     model = LoadStudent.execute(narrow_hunyuan_video()).result[0]
-    positive = [[torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)), {"pooled_output": torch.ones(1, 768)}]]
+    positive = [
+        [
+            torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0)),
+            {"pooled_output": torch.ones(1, 768)},
+        ]
+    ]
     latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
     weak, strong = (sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0))
     torch.testing.assert_close(strong, sample(model, FluxGuidance.execute(positive, 6.0).result[0], latent))
@@ -155,20 +222,67 @@ def damaged(write) -> str:
 
 GUIDANCE = "time_embedding.cond_proj.weight"
 BAD_FILES = {
-    "truncated": (errors.DamagedFile, "download it again", lambda: damaged(lambda p: p.write_bytes(p.read_bytes()[:-1000]))),
-    "not safetensors": (errors.NotSafetensors, "Expected", lambda: damaged(lambda p: p.write_text("hello, I am a text"))),
-    "pickle": (errors.NotSafetensors, "convert", lambda: damaged(lambda p: torch.save({"a": torch.zeros(1)}, p))),
+    "truncated": (
+        errors.DamagedFile,
+        "download it again",
+        lambda: damaged(lambda p: p.write_bytes(p.read_bytes()[:-1000])),
+    ),
+    "not safetensors": (
+        errors.NotSafetensors,
+        "Expected",
+        lambda: damaged(lambda p: p.write_text("hello, I am a text")),
+    ),
+    "pickle": (
+        errors.NotSafetensors,
+        "convert",
+        lambda: damaged(lambda p: torch.save({"a": torch.zeros(1)}, p)),
+    ),
     "disappeared": (errors.MissingFile, "restore", lambda: damaged(Path.unlink)),
-    "projection": (errors.WrongGuidanceShape, "expected", lambda: edited(lambda w: w.update({GUIDANCE: torch.zeros(32, 100)}))),
-    "projection rows": (errors.WrongGuidanceShape, "expected", lambda: edited(lambda w: w.update({GUIDANCE: torch.zeros(64, 256)}))),
-    "no guidance": (errors.NoGuidanceInput, "Load Checkpoint or Load Diffusion Model", lambda: edited(lambda w: w.pop(GUIDANCE))),
-    "nan": (errors.NotFinite, "another copy", lambda: edited(lambda w: w["conv_in.bias"].fill_(float("nan")))),
-    "missing tensor": (errors.ConfigMismatch, "download", lambda: edited(lambda w: w.pop("mid_block.resnets.0.conv1.weight"))),
-    "foreign tensor": (errors.UnsupportedModel, "Expected", lambda: edited(lambda w: w.update(motion=torch.zeros(1)))),
-    "wrong shape": (errors.ConfigMismatch, "download", lambda: edited(lambda w: w.update({"conv_in.bias": torch.zeros(3)}))),
-    "no unet": (errors.UnsupportedModel, "Load Diffusion Model", lambda: edited(lambda w: w.pop("conv_in.weight"))),
-    "sana": (errors.UnsupportedModel, "not supported by your ComfyUI",
-             lambda: edited(lambda w: w.update({"cfg_embedder.mlp": torch.zeros(1)}))),
+    "projection": (
+        errors.WrongGuidanceShape,
+        "expected",
+        lambda: edited(lambda w: w.update({GUIDANCE: torch.zeros(32, 100)})),
+    ),
+    "projection rows": (
+        errors.WrongGuidanceShape,
+        "expected",
+        lambda: edited(lambda w: w.update({GUIDANCE: torch.zeros(64, 256)})),
+    ),
+    "no guidance": (
+        errors.NoGuidanceInput,
+        "Load Checkpoint or Load Diffusion Model",
+        lambda: edited(lambda w: w.pop(GUIDANCE)),
+    ),
+    "nan": (
+        errors.NotFinite,
+        "another copy",
+        lambda: edited(lambda w: w["conv_in.bias"].fill_(float("nan"))),
+    ),
+    "missing tensor": (
+        errors.ConfigMismatch,
+        "download",
+        lambda: edited(lambda w: w.pop("mid_block.resnets.0.conv1.weight")),
+    ),
+    "foreign tensor": (
+        errors.UnsupportedModel,
+        "Expected",
+        lambda: edited(lambda w: w.update(motion=torch.zeros(1))),
+    ),
+    "wrong shape": (
+        errors.ConfigMismatch,
+        "download",
+        lambda: edited(lambda w: w.update({"conv_in.bias": torch.zeros(3)})),
+    ),
+    "no unet": (
+        errors.UnsupportedModel,
+        "Load Diffusion Model",
+        lambda: edited(lambda w: w.pop("conv_in.weight")),
+    ),
+    "sana": (
+        errors.UnsupportedModel,
+        "not supported by your ComfyUI",
+        lambda: edited(lambda w: w.update({"cfg_embedder.mlp": torch.zeros(1)})),
+    ),
     "leaving": (errors.OutsideModelsFolder, "list", lambda: "../../secret.safetensors"),
 }
 

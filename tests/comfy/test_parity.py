@@ -22,15 +22,21 @@ def reference_embedding(g: list[float], width: int, raw: bool = False) -> torch.
     """diffusers' LatentConsistencyModelPipeline.get_guidance_scale_embedding in float64."""
     w = torch.tensor(g, dtype=torch.float64) - (0.0 if raw else 1.0)
     half = width // 2
-    f = torch.exp(-torch.arange(half, dtype=torch.float64) * torch.log(torch.tensor(10000.0, dtype=torch.float64)) / (half - 1))
+    f = torch.exp(
+        -torch.arange(half, dtype=torch.float64)
+        * torch.log(torch.tensor(10000.0, dtype=torch.float64))
+        / (half - 1)
+    )
     angles = 1000.0 * w[:, None] * f
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def inputs(rows: int, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return (torch.randn(rows, 4, 16, 16, generator=generator),
-            torch.randn(1, 77, LAYOUTS[layout]["cross_attention_dim"], generator=generator))
+    return (
+        torch.randn(rows, 4, 16, 16, generator=generator),
+        torch.randn(1, 77, LAYOUTS[layout]["cross_attention_dim"], generator=generator),
+    )
 
 
 def conditioning(layout: str, context: torch.Tensor, g: float | list[float]) -> list:
@@ -38,7 +44,9 @@ def conditioning(layout: str, context: torch.Tensor, g: float | list[float]) -> 
     return [[context, {"guidance": g, **({"pooled_output": added["text_embeds"]} if added else {})}]]
 
 
-def denoise(model, x: torch.Tensor, sigma: float, positive: list, negative: list | None = None, cfg: float = 1.0) -> torch.Tensor:
+def denoise(
+    model, x: torch.Tensor, sigma: float, positive: list, negative: list | None = None, cfg: float = 1.0
+) -> torch.Tensor:
     """One call of the model as samplers make it, on sigma times x."""
     answers = []
 
@@ -46,21 +54,42 @@ def denoise(model, x: torch.Tensor, sigma: float, positive: list, negative: list
         answers.append(inner(x, sigmas[:1].expand(x.shape[0]), **extra_args))
         return x
 
-    comfy.sample.sample_custom(model, x, cfg, comfy.samplers.KSAMPLER(once), torch.tensor([sigma, 0.0]), positive,
-                               negative or positive, torch.zeros_like(x), disable_pbar=True)
+    comfy.sample.sample_custom(
+        model,
+        x,
+        cfg,
+        comfy.samplers.KSAMPLER(once),
+        torch.tensor([sigma, 0.0]),
+        positive,
+        negative or positive,
+        torch.zeros_like(x),
+        disable_pbar=True,
+    )
     return answers[0]
 
 
-def reference_denoise(network, model, layout: str, x: torch.Tensor, sigma: float, context: torch.Tensor, e: torch.Tensor | None,
-                      dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def reference_denoise(
+    network,
+    model,
+    layout: str,
+    x: torch.Tensor,
+    sigma: float,
+    context: torch.Tensor,
+    e: torch.Tensor | None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """D(x, sigma) from diffusers' network, through core's own scalings."""
     sampling = model.get_model_object("model_sampling")
     sigma_rows = torch.full((x.shape[0],), sigma)
     added = added_conditions(layout, x.shape[0])
     with torch.no_grad():
-        output = network(sampling.calculate_input(sigma_rows, x).to(dtype), sampling.timestep(sigma_rows).float(),
-                         context.expand(x.shape[0], -1, -1).to(dtype), timestep_cond=None if e is None else e.to(dtype),
-                         added_cond_kwargs=added or None).sample
+        output = network(
+            sampling.calculate_input(sigma_rows, x).to(dtype),
+            sampling.timestep(sigma_rows).float(),
+            context.expand(x.shape[0], -1, -1).to(dtype),
+            timestep_cond=None if e is None else e.to(dtype),
+            added_cond_kwargs=added or None,
+        ).sample
     return sampling.calculate_denoised(sigma_rows, output.float(), x)
 
 
@@ -86,13 +115,18 @@ def test_one_call_of_a_folder(tmp_path: Path, layout: str, g: list[float]) -> No
 FILE_LAYOUTS = ["sd15", "sd2", "sdxl", "ssd1b"]
 
 
-@pytest.mark.parametrize(("layout", "prefix"), list(zip(FILE_LAYOUTS, ["", "unet.", "model.diffusion_model.", "unet."], strict=True)))
+@pytest.mark.parametrize(
+    ("layout", "prefix"),
+    list(zip(FILE_LAYOUTS, ["", "unet.", "model.diffusion_model.", "unet."], strict=True)),
+)
 def test_one_call_of_a_file(tmp_path: Path, layout: str, prefix: str) -> None:
     network = unet(layout)
     model = load_student(Source(save_file_student(network, tmp_path / "student.safetensors", prefix), layout))
     x, context = inputs(2, layout)
     ours = denoise(model, x, SIGMA, conditioning(layout, context, [3.0, 12.0]))
-    theirs = reference_denoise(network, model, layout, x * SIGMA, SIGMA, context, reference_embedding([3.0, 12.0], 256))
+    theirs = reference_denoise(
+        network, model, layout, x * SIGMA, SIGMA, context, reference_embedding([3.0, 12.0], 256)
+    )
     assert relative(ours, theirs) <= 1e-5
 
 
@@ -102,7 +136,9 @@ def test_512_wide_students_take_g_itself(tmp_path: Path) -> None:
     model = load_student(Source(tmp_path / "unet", "raw"))
     x, context = inputs(2, "tiny")
     ours = denoise(model, x, SIGMA, conditioning("tiny", context, [2.0, 9.5]))
-    theirs = reference_denoise(network, model, "tiny", x * SIGMA, SIGMA, context, reference_embedding([2.0, 9.5], 512, raw=True))
+    theirs = reference_denoise(
+        network, model, "tiny", x * SIGMA, SIGMA, context, reference_embedding([2.0, 9.5], 512, raw=True)
+    )
     assert relative(ours, theirs) <= 1e-5
 
 
@@ -112,7 +148,10 @@ def test_two_signals_are_embedded_side_by_side(tmp_path: Path) -> None:
     model = load_student(Source(tmp_path / "unet", "two"))
     x, context = inputs(2, "tiny")
     positive = [[context, {"guidance": [2.0, 5.0], "guidance_2": 1.5}]]
-    e = torch.cat([reference_embedding([2.0, 5.0], 512, raw=True), reference_embedding([1.5, 1.5], 512, raw=True)], dim=1)
+    e = torch.cat(
+        [reference_embedding([2.0, 5.0], 512, raw=True), reference_embedding([1.5, 1.5], 512, raw=True)],
+        dim=1,
+    )
     theirs = reference_denoise(network, model, "tiny", x * SIGMA, SIGMA, context, e)
     assert relative(denoise(model, x, SIGMA, positive), theirs) <= 1e-5
 
@@ -122,15 +161,23 @@ def test_core_flux_guidance_is_a_knob_and_missing_guidance_is_4(tmp_path: Path) 
     model = load_student(Source(tmp_path / "unet", "tiny"))
     x, context = inputs(1, "tiny")
     by_core = FluxGuidance.execute([[context, {}]], 6.0).result[0]
-    assert torch.equal(denoise(model, x, SIGMA, by_core), denoise(model, x, SIGMA, conditioning("tiny", context, 6.0)))
-    assert torch.equal(denoise(model, x, SIGMA, [[context, {}]]), denoise(model, x, SIGMA, conditioning("tiny", context, 4.0)))
+    assert torch.equal(
+        denoise(model, x, SIGMA, by_core), denoise(model, x, SIGMA, conditioning("tiny", context, 6.0))
+    )
+    assert torch.equal(
+        denoise(model, x, SIGMA, [[context, {}]]),
+        denoise(model, x, SIGMA, conditioning("tiny", context, 4.0)),
+    )
 
 
 def test_rows_keep_their_guidance_when_cond_and_uncond_are_batched(tmp_path: Path) -> None:
     unet("tiny").save_pretrained(tmp_path / "unet")
     model = load_student(Source(tmp_path / "unet", "tiny"))
     x, context = inputs(3, "tiny")
-    positive, negative = conditioning("tiny", context, [1.0, 4.0, 8.0]), conditioning("tiny", context * 0.5, 2.0)
+    positive, negative = (
+        conditioning("tiny", context, [1.0, 4.0, 8.0]),
+        conditioning("tiny", context * 0.5, 2.0),
+    )
     together = denoise(model, x, SIGMA, positive, negative, cfg=3.0)
     cond, uncond = denoise(model, x, SIGMA, positive), denoise(model, x, SIGMA, negative)
     assert relative(together, uncond + 3.0 * (cond - uncond)) <= 1e-5
@@ -142,17 +189,30 @@ def test_half_precision_is_as_near_as_it_allows(tmp_path: Path, dtype: str, boun
     unet("sd15").save_pretrained(tmp_path / "unet")
     x, context = inputs(2, "sd15")
     positive = conditioning("sd15", context, [1.7, 7.9])
-    exact, rounded = (denoise(load_student(Source(tmp_path / "unet", "sd15", d)), x, SIGMA, positive) for d in ("fp32", dtype))
+    exact, rounded = (
+        denoise(load_student(Source(tmp_path / "unet", "sd15", d)), x, SIGMA, positive)
+        for d in ("fp32", dtype)
+    )
     assert 0.0 < relative(rounded, exact) <= bound
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_compute_with_exactly_their_weights(tmp_path: Path, dtype: torch.dtype) -> None:
     network = unet("sd15")
-    model = load_student(Source(save_file_student(network, tmp_path / "half.safetensors", dtype=dtype), "half"))
+    model = load_student(
+        Source(save_file_student(network, tmp_path / "half.safetensors", dtype=dtype), "half")
+    )
     x, context = inputs(2, "sd15")
     ours = denoise(model, x, SIGMA, conditioning("sd15", context, [3.0, 12.0]))
-    theirs = reference_denoise(network.to(dtype).float(), model, "sd15", x * SIGMA, SIGMA, context, reference_embedding([3.0, 12.0], 256))
+    theirs = reference_denoise(
+        network.to(dtype).float(),
+        model,
+        "sd15",
+        x * SIGMA,
+        SIGMA,
+        context,
+        reference_embedding([3.0, 12.0], 256),
+    )
     assert relative(ours, theirs) <= 1e-5
 
 
@@ -171,13 +231,25 @@ def test_computing_in_bf16_keeps_the_embedding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", ["v", "eps", "lcm"])
 def test_whole_latent(tmp_path: Path, scheduler: str) -> None:
-    """KSampler's latent against diffusers' network walked by diffusers' timesteps and the same Euler steps."""
+    """KSampler's latent against diffusers' network walked by diffusers' timesteps and the same Euler
+    steps.
+    """
     pipeline = save_pipeline(tmp_path, scheduler=scheduler)
     model = load_student(Source(pipeline / "unet", "tiny"))
     network = unet("tiny")
     x, context = inputs(2, "tiny")
-    ours = comfy.sample.sample(model, x, 4, 1.0, "euler", "simple", conditioning("tiny", context, [2.0, 6.0]), [[context, {}]],
-                               torch.zeros_like(x), disable_pbar=True)
+    ours = comfy.sample.sample(
+        model,
+        x,
+        4,
+        1.0,
+        "euler",
+        "simple",
+        conditioning("tiny", context, [2.0, 6.0]),
+        [[context, {}]],
+        torch.zeros_like(x),
+        disable_pbar=True,
+    )
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 4)
     y = sampling.noise_scaling(sigmas[0], x.clone(), torch.zeros_like(x), max_denoise=True)
@@ -188,7 +260,9 @@ def test_whole_latent(tmp_path: Path, scheduler: str) -> None:
     assert relative(ours, y) <= 1e-4
 
 
-@pytest.mark.parametrize(("scheduler", "reference"), [("v", DDIMScheduler), ("eps", DDIMScheduler), ("lcm", LCMScheduler)])
+@pytest.mark.parametrize(
+    ("scheduler", "reference"), [("v", DDIMScheduler), ("eps", DDIMScheduler), ("lcm", LCMScheduler)]
+)
 def test_sigmas_are_the_schedulers(tmp_path: Path, scheduler: str, reference: type) -> None:
     pipeline = save_pipeline(tmp_path, scheduler=scheduler)
     sampling = load_student(Source(pipeline / "unet", "tiny")).get_model_object("model_sampling")

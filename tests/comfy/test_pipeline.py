@@ -44,8 +44,13 @@ def test_vae_is_diffusers_vae(pipeline: Path) -> None:
 
 def test_narrow_kl_of_three_levels(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    reference = AutoencoderKL(block_out_channels=(32, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
-                              up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4).eval()
+    reference = AutoencoderKL(
+        block_out_channels=(32, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+    ).eval()
     reference.save_pretrained(tmp_path / "vae")
     latent = torch.randn(1, 4, 4, 4)
     with torch.no_grad():

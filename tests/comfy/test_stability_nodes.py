@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stability grids of a real MODEL: measured once, kept, interrupted, and done without where it cannot be measured."""
+"""Stability grids of a real MODEL: measured once, kept, interrupted, and done without where it cannot be
+measured.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,16 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def subject(model, **changes) -> probe.Subject:
-    return probe.Subject(**{"model": model, "positive": POSITIVE, "negative": NEGATIVE, "cfg": 3.0, "latent": LATENT, **changes})
+    return probe.Subject(
+        **{
+            "model": model,
+            "positive": POSITIVE,
+            "negative": NEGATIVE,
+            "cfg": 3.0,
+            "latent": LATENT,
+            **changes,
+        }
+    )
 
 
 def profile(model, cfg: float = 3.0, probes: int = SMALL.probes, seed: int = 0):
@@ -73,8 +84,12 @@ def test_graph_gives_sigmas_and_a_plot(model) -> None:
     torch.testing.assert_close(StabilityGrid.execute(measured, 6, 1.0, "euler", 1.0).result[0], simple)
 
 
-def test_probes_are_spread_over_the_devices_and_measure_the_same(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draft Devices before Measure Stability: both devices answer, two probes each at a time, and the profile is that of one."""
+def test_probes_are_spread_over_the_devices_and_measure_the_same(
+    model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draft Devices before Measure Stability: both devices answer, two probes each at a time, and the profile
+    is that of one.
+    """
     shares: list[tuple[str, int]] = []
     work = Replicas._share
 
@@ -98,7 +113,9 @@ def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> N
     assert THOROUGH.calls < 500
     network, rows, seen = model.model.diffusion_model, [], []
     forward = network.forward
-    monkeypatch.setattr(network, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or forward(x, *args, **kwargs))
+    monkeypatch.setattr(
+        network, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or forward(x, *args, **kwargs)
+    )
     measured = probe.measure_model(subject(model, cfg=1.0), SMALL, lambda made, of: seen.append((made, of)))
     assert sum(rows) == measured.calls == SMALL.calls
     made = [done for done, _ in seen]
@@ -108,8 +125,12 @@ def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(model) -> None:
-    one, two = (probe.measure_model(subject(model, latent={"samples": torch.zeros(n, 4, 8, 8)}), SMALL, lambda made, of: None)
-                for n in (1, 2))
+    one, two = (
+        probe.measure_model(
+            subject(model, latent={"samples": torch.zeros(n, 4, 8, 8)}), SMALL, lambda made, of: None
+        )
+        for n in (1, 2)
+    )
     torch.testing.assert_close(one.responses, two.responses, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(one.states.norm(dim=-1), two.states.norm(dim=-1), rtol=1e-4, atol=1e-4)
 
@@ -117,6 +138,7 @@ def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(mo
 @pytest.fixture
 def rows_that_fit(monkeypatch: pytest.MonkeyPatch):
     """Memory for so many rows at once; more run out of it."""
+
     def limit(rows: int) -> None:
         whole = probe._measure_batch
 
@@ -135,7 +157,9 @@ def test_probes_are_measured_one_by_one_where_memory_is_short(model, rows_that_f
     rows_that_fit(1)
     measured = probe.measure_model(subject(model), SMALL, lambda made, of: None)
     assert measured.calls == expected.calls
-    torch.testing.assert_close(measured.states.norm(dim=-1), expected.states.norm(dim=-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        measured.states.norm(dim=-1), expected.states.norm(dim=-1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_lack_of_memory_for_one_row_is_left_to_comfyui(model, rows_that_fit, user_folder: Path) -> None:
@@ -146,7 +170,10 @@ def test_lack_of_memory_for_one_row_is_left_to_comfyui(model, rows_that_fit, use
 
 
 def test_flow_and_v_models_are_measured_between_their_own_ends(model) -> None:
-    for patched in (ModelSamplingSD3().patch(model, 3.0)[0], ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]):
+    for patched in (
+        ModelSamplingSD3().patch(model, 3.0)[0],
+        ModelSamplingDiscrete().patch(model, "v_prediction", True)[0],
+    ):
         measured, _ = profile(patched)
         sigmas = StabilityGrid.execute(measured, 5, 1.0, "dpmpp_2m").result[0]
         assert measured.reason == ""
@@ -154,8 +181,12 @@ def test_flow_and_v_models_are_measured_between_their_own_ends(model) -> None:
         assert (sigmas.diff() < 0).all()
 
 
-def test_model_is_measured_once(model, pipeline: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second load of the same files finds the profile; another CFG, seed or size does not, nor does a LoRA."""
+def test_model_is_measured_once(
+    model, pipeline: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second load of the same files finds the profile; another CFG, seed or size does not, nor does a
+    LoRA.
+    """
     first, _ = profile(model)
     assert len(list(user_folder.iterdir())) == 1
     with monkeypatch.context() as patch:
@@ -163,12 +194,25 @@ def test_model_is_measured_once(model, pipeline: Path, user_folder: Path, monkey
         again, _ = profile(load_unet(Source(pipeline / "teacher", "tiny")))
     torch.testing.assert_close(again.sigmas(6, 1.0, "euler"), first.sigmas(6, 1.0, "euler"))
     patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
-    keys = {probe.key_of(each, SMALL) for each in (
-        subject(model), subject(model, cfg=5.0), subject(model, seed=1), subject(patched),
-        subject(model, latent={"samples": torch.zeros(1, 4, 16, 16)}), subject(ModelSamplingSD3().patch(model, 3.0)[0]),
-        *(subject(ModelSamplingDiscrete().patch(model, kind, False)[0]) for kind in ("eps", "v_prediction")))}
+    keys = {
+        probe.key_of(each, SMALL)
+        for each in (
+            subject(model),
+            subject(model, cfg=5.0),
+            subject(model, seed=1),
+            subject(patched),
+            subject(model, latent={"samples": torch.zeros(1, 4, 16, 16)}),
+            subject(ModelSamplingSD3().patch(model, 3.0)[0]),
+            *(
+                subject(ModelSamplingDiscrete().patch(model, kind, False)[0])
+                for kind in ("eps", "v_prediction")
+            ),
+        )
+    }
     assert len(keys) == 8
-    assert probe.key_of(subject(model), SMALL) == probe.key_of(subject(model, latent={"samples": torch.zeros(1, 4, 8, 8)}), SMALL)
+    assert probe.key_of(subject(model), SMALL) == probe.key_of(
+        subject(model, latent={"samples": torch.zeros(1, 4, 8, 8)}), SMALL
+    )
 
 
 def test_key_is_the_same_while_a_lora_is_in_the_weights(model) -> None:
@@ -180,11 +224,16 @@ def test_key_is_the_same_while_a_lora_is_in_the_weights(model) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a profile", "truncated", "another number"])
-def test_damaged_file_is_measured_anew_with_a_warning(model, user_folder: Path, content, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_file_is_measured_anew_with_a_warning(
+    model, user_folder: Path, content, caplog: pytest.LogCaptureFixture
+) -> None:
     profile(model)
     (path,) = user_folder.iterdir()
     whole = path.read_bytes()
-    damaged = {"truncated": whole[: len(whole) // 2], "another number": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]}
+    damaged = {
+        "truncated": whole[: len(whole) // 2],
+        "another number": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+    }
     path.write_bytes(damaged.get(content, content))
     measured, _ = profile(model)
     assert "measured anew" in caplog.text
@@ -195,8 +244,9 @@ def test_damaged_file_is_measured_anew_with_a_warning(model, user_folder: Path, 
     assert [file.name for file in user_folder.iterdir()] == [path.name]
 
 
-def test_stale_file_is_measured_anew_with_a_warning(model, user_folder: Path, monkeypatch: pytest.MonkeyPatch,
-                                                    caplog: pytest.LogCaptureFixture) -> None:
+def test_stale_file_is_measured_anew_with_a_warning(
+    model, user_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("dizzydiff.stability.store.VERSION", "0")
         profile(model)
@@ -210,7 +260,9 @@ def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("dizzydiff.nodes.stability.THOROUGH", SMALL)
 
     def sample() -> torch.Tensor:
-        return StabilitySampler.execute(model, 5, 3, 3.0, "euler", POSITIVE, NEGATIVE, LATENT, 1.0).result[0]["samples"]
+        return StabilitySampler.execute(model, 5, 3, 3.0, "euler", POSITIVE, NEGATIVE, LATENT, 1.0).result[0][
+            "samples"
+        ]
 
     first = sample()
     assert first.shape == LATENT["samples"].shape
@@ -219,8 +271,9 @@ def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPat
     assert torch.equal(sample(), first)
 
 
-def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(model, monkeypatch: pytest.MonkeyPatch,
-                                                                    caplog: pytest.LogCaptureFixture, user_folder: Path) -> None:
+def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(
+    model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, user_folder: Path
+) -> None:
     broken = model.clone()
     broken.set_model_sampler_cfg_function(lambda args: args["cond"] * float("nan"))
     measured, plot = profile(broken)
@@ -236,7 +289,12 @@ def test_nested_latents_are_sampled_with_cores_sigmas(model) -> None:
     nested = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8)])
     with pytest.raises(probe.CannotMeasure, match="expected one"):
         subject(model, latent={"samples": nested}).noise(2)
-    assert probe.measured_once(subject(model, latent={"samples": nested}), SMALL, Store(Path()), lambda made, of: None).replay is None
+    assert (
+        probe.measured_once(
+            subject(model, latent={"samples": nested}), SMALL, Store(Path()), lambda made, of: None
+        ).replay
+        is None
+    )
 
 
 def test_interruption_stops_the_measuring_and_leaves_no_file(model, user_folder: Path) -> None:
@@ -249,9 +307,18 @@ def test_interruption_stops_the_measuring_and_leaves_no_file(model, user_folder:
 
 def test_samplers_are_of_the_kind_that_their_calls_show() -> None:
     """Every sampler that calls the model twice a step is of heun's kind."""
-    assert {name: probe.solver_of(name) for name in ("euler", "ddim", "heun", "dpm_2", "dpmpp_2m", "uni_pc", "res_multistep")} == {
-        "euler": "euler", "ddim": "euler", "heun": "heun", "dpm_2": "heun", "dpmpp_2m": "dpmpp_2m", "uni_pc": "dpmpp_2m",
-        "res_multistep": "dpmpp_2m"}
+    assert {
+        name: probe.solver_of(name)
+        for name in ("euler", "ddim", "heun", "dpm_2", "dpmpp_2m", "uni_pc", "res_multistep")
+    } == {
+        "euler": "euler",
+        "ddim": "euler",
+        "heun": "heun",
+        "dpm_2": "heun",
+        "dpmpp_2m": "dpmpp_2m",
+        "uni_pc": "dpmpp_2m",
+        "res_multistep": "dpmpp_2m",
+    }
     assert set(comfy.samplers.SAMPLER_NAMES) >= probe.ONE_CALL_OF_ORDER_ONE
     assert set(comfy.samplers.SAMPLER_NAMES) >= probe.TWO_CALLS
 
@@ -265,5 +332,9 @@ def test_solvers_are_cores_own(solver: str) -> None:
     def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return torch.tanh(x) / (1 + sigma[..., None])
 
-    core = comfy.samplers.sampler_object(solver).sampler_function(lambda x, sigma, **_: denoised(x, sigma), x, sigmas, disable=True)
-    torch.testing.assert_close(solve(solver, lambda x, sigma: denoised(x[0], sigma.expand(3))[None], x[None], sigmas[None])[0], core)
+    core = comfy.samplers.sampler_object(solver).sampler_function(
+        lambda x, sigma, **_: denoised(x, sigma), x, sigmas, disable=True
+    )
+    torch.testing.assert_close(
+        solve(solver, lambda x, sigma: denoised(x[0], sigma.expand(3))[None], x[None], sigmas[None])[0], core
+    )

@@ -25,7 +25,9 @@ SPACE = Space()
 
 
 class Watched(SpeculativeModel):
-    """Keeps, for every question drafted that the sampler came to: what was found, and how far it was from the draft in truth."""
+    """Keeps, for every question drafted that the sampler came to: what was found, and how far it was from the
+    draft in truth.
+    """
 
     def _from_window(self, n: int, x: Tensor) -> Tensor | None:
         if (draft := self._window.get(n)) is not None:
@@ -48,6 +50,7 @@ def test_arrivals_are_foretold(name: str, tolerance: float) -> None:
 @given(st.floats(-0.3, 0.9))
 def test_the_secant_finds_the_slope_of_a_model_that_is_linear_in_its_state(true_slope: float) -> None:
     """Its guesses are off, since it jumps from sigma to sigma."""
+
     def model(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
         return true_slope * x + torch.sin(9 * sigma)[:, None]
 
@@ -59,24 +62,42 @@ def test_the_secant_finds_the_slope_of_a_model_that_is_linear_in_its_state(true_
 
 
 @given(st.floats(0, math.pi / 2), st.floats(0.05, 3), st.floats(0.3, 2))
-def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the_last(angle: float, missed: float, last: float) -> None:
+def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the_last(
+    angle: float, missed: float, last: float
+) -> None:
     """Three directions: of the pair's states, of what its secant misses, and across."""
     along, off, across = torch.eye(3, dtype=torch.float64)
     wrong = math.cos(angle) * along + math.sin(angle) * across
     sigmas = karras(4)
-    calls = plan(euler, lambda answer: StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, 1).calls
+    calls = plan(
+        euler, lambda answer: StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, 1
+    ).calls
     span = Span()
     gram = span.gram([span.vector(vector) for vector in (along, 0.4 * along + missed * off, wrong)])
-    found = Findings(SPACE, "F", calls, lambda: 1, lambda: last, 3, gram, {0: ({2: 1.0},)}, {1: Pair({0: 1.0}, ({1: 1.0},))})
+    found = Findings(
+        SPACE,
+        "F",
+        calls,
+        lambda: 1,
+        lambda: last,
+        3,
+        gram,
+        {0: ({2: 1.0},)},
+        {1: Pair({0: 1.0}, ({1: 1.0},))},
+    )
     assert found.slope(1) == pytest.approx(0.4)
     missed *= SPACE.scale(calls[1].sigma)
-    assert found.roughness(1) == pytest.approx(max(math.hypot(math.cos(angle) * missed, math.sin(angle) * last), LEAST_ROUGHNESS))
+    assert found.roughness(1) == pytest.approx(
+        max(math.hypot(math.cos(angle) * missed, math.sin(angle) * last), LEAST_ROUGHNESS)
+    )
     step = float(1 - sigmas[1] / sigmas[0])
     assert found.distance(1) == pytest.approx(step / math.sqrt(3) / SPACE.scale(calls[1].sigma))
 
 
 def test_questions_without_a_pair_take_the_share_of_the_last_that_has_one() -> None:
-    calls = plan(euler, lambda answer: StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0]), karras(6), 1).calls
+    calls = plan(
+        euler, lambda answer: StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0]), karras(6), 1
+    ).calls
     span = Span()
     x = torch.ones(4, dtype=torch.float64)
     gram = span.gram([span.vector(x), span.vector(0.25 * SPACE.gain(calls[2].sigma) * x)])

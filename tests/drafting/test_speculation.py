@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What draft-refine promises: the paper's method exactly, the sequential result where it must, fewer rounds and how far off."""
+"""What draft-refine promises: the paper's method exactly, the sequential result where it must, fewer rounds
+and how far off.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from .world import SAMPLERS, Mixture, deviation, drafted, euler, karras, plainly
 SPACE = Space()
 
 
-def how(mode: str, k: int, tolerance: float = math.inf, frozen: bool = False, stochastic: bool = False) -> Drafting:
+def how(
+    mode: str, k: int, tolerance: float = math.inf, frozen: bool = False, stochastic: bool = False
+) -> Drafting:
     policy = Policy(mode, k, tolerance)  # type: ignore[arg-type]
     return Drafting.frozen(policy, SPACE) if frozen else Drafting.extrapolated(policy, SPACE, stochastic)
 
@@ -53,7 +57,9 @@ def test_a_run_takes_the_rounds_of_its_policy_and_evaluates_nothing_twice(mode: 
 
 
 def paper(model: Mixture, x: Tensor, sigmas: Tensor, k: int, conservative: bool) -> Tensor:
-    """DRiffusion with Euler steps, written from the paper: skip transitions with one eps, refined with the drafts' own eps."""
+    """DRiffusion with Euler steps, written from the paper: skip transitions with one eps, refined with the
+    drafts' own eps.
+    """
     n = len(sigmas) - 1
 
     def eps_at(x: Tensor, i: int) -> Tensor:
@@ -80,18 +86,29 @@ def test_frozen_drafts_of_euler_are_the_papers(n: int, k: int, conservative: boo
     model, sigmas = Mixture(), karras(n)
     x = start(sigmas)
     mode = "conservative" if conservative else "aggressive"
-    torch.testing.assert_close(drafted(euler, model, sigmas, x, how(mode, k, frozen=True))[0], paper(model, x, sigmas, k, conservative),
-                               rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        drafted(euler, model, sigmas, x, how(mode, k, frozen=True))[0],
+        paper(model, x, sigmas, k, conservative),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("policy", [("aggressive", 1, math.inf), ("conservative", 1, math.inf), ("verified", 1, 1.0), ("verified", 4, 0.0)])
-def test_width_one_and_tolerance_zero_are_the_sequential_sampler_bit_for_bit(name: str, policy: tuple[str, int, float]) -> None:
+@pytest.mark.parametrize(
+    "policy",
+    [("aggressive", 1, math.inf), ("conservative", 1, math.inf), ("verified", 1, 1.0), ("verified", 4, 0.0)],
+)
+def test_width_one_and_tolerance_zero_are_the_sequential_sampler_bit_for_bit(
+    name: str, policy: tuple[str, int, float]
+) -> None:
     model, sigmas = Mixture(), karras(12)
     x = start(sigmas)
     result, speculative = drafted(SAMPLERS[name], model, sigmas, x, how(*policy))
     assert torch.equal(result, plainly(SAMPLERS[name], model, sigmas, x))
-    if name != "heun":  # its second question follows from the first answer, so that this draft is exact and used
+    if (
+        name != "heun"
+    ):  # its second question follows from the first answer, so that this draft is exact and used
         assert len(speculative.report.rounds) == len(speculative.calls)
 
 
@@ -99,11 +116,15 @@ def test_width_one_and_tolerance_zero_are_the_sequential_sampler_bit_for_bit(nam
 def test_extrapolated_drafts_deviate_a_fifth_of_frozen_ones_in_the_same_rounds(name: str) -> None:
     """Geometric mean over mixtures, widths 2 and 4, and numbers of steps; never worse."""
     ratios = []
-    for (dimension, centres, width), k, steps in itertools.product([(16, 4, 0.3), (64, 8, 0.15)], (2, 4), (20, 28, 50)):
+    for (dimension, centres, width), k, steps in itertools.product(
+        [(16, 4, 0.3), (64, 8, 0.15)], (2, 4), (20, 28, 50)
+    ):
         model, sigmas = Mixture(dimension, centres, width), karras(steps)
         x = start(sigmas, 8, dimension)
         reference = plainly(SAMPLERS[name], model, sigmas, x)
-        ours, frozen = (drafted(SAMPLERS[name], model, sigmas, x, how("aggressive", k, frozen=f)) for f in (False, True))
+        ours, frozen = (
+            drafted(SAMPLERS[name], model, sigmas, x, how("aggressive", k, frozen=f)) for f in (False, True)
+        )
         assert len(ours[1].report.rounds) == len(frozen[1].report.rounds)
         ratios.append(deviation(ours[0], reference) / deviation(frozen[0], reference))
     assert max(ratios) < 1
@@ -114,7 +135,9 @@ def test_extrapolated_drafts_deviate_a_fifth_of_frozen_ones_in_the_same_rounds(n
 def test_verified_runs_stay_within_the_default_tolerance_in_far_fewer_rounds(name: str) -> None:
     model, sigmas = Mixture(), karras(50)
     x = start(sigmas, 1)
-    result, speculative = drafted(SAMPLERS[name], model, sigmas, x, how("verified", 4, 0.01, stochastic=name == "ancestral"))
+    result, speculative = drafted(
+        SAMPLERS[name], model, sigmas, x, how("verified", 4, 0.01, stochastic=name == "ancestral")
+    )
     assert deviation(result, plainly(SAMPLERS[name], model, sigmas, x)) < 0.01
     assert len(speculative.report.rounds) <= 0.45 * len(speculative.calls)
 
@@ -123,7 +146,9 @@ def test_verified_runs_stay_within_the_default_tolerance_in_far_fewer_rounds(nam
 @given(st.floats(1e-4, 1e-1))
 def test_no_used_draft_is_off_by_more_than_the_tolerance(tolerance: float) -> None:
     model, sigmas = Mixture(), karras(16)
-    report = drafted(SAMPLERS["ancestral"], model, sigmas, start(sigmas, 1), how("verified", 4, tolerance, stochastic=True))[1].report
+    report = drafted(
+        SAMPLERS["ancestral"], model, sigmas, start(sigmas, 1), how("verified", 4, tolerance, stochastic=True)
+    )[1].report
     for states in report.rounds:
         assert all(s.accepted is None or s.accepted == (s.deviation < tolerance) for s in states)
     answered = [s.call for states in report.rounds for i, s in enumerate(states) if i == 0 or s.accepted]
@@ -148,6 +173,7 @@ def test_a_model_that_breaks_down_breaks_nothing_else(name: str, value: float) -
 @pytest.mark.parametrize("rounding", [0.0, 1e-7, -1e-7])
 def test_a_sampler_that_comes_back_to_a_rounding_of_a_sigma_is_drafted_as_any_other(rounding: float) -> None:
     """Two answers at what is one sigma: a polynomial through both would be of the rounding's making."""
+
     def rounded(model: Any, x: Tensor, sigmas: Tensor, callback: Any, noise: Any) -> Tensor:
         asked = 0
 
@@ -165,10 +191,14 @@ def test_a_sampler_that_comes_back_to_a_rounding_of_a_sigma_is_drafted_as_any_ot
 
 
 def test_a_dropped_window_is_drafted_again_from_its_predictions() -> None:
-    """Rejected predictions are not lost: they make the next drafts, so that rounds are saved where frozen drafts save none."""
+    """Rejected predictions are not lost: they make the next drafts, so that rounds are saved where frozen
+    drafts save none.
+    """
     model, sigmas = Mixture(), karras(30)
     x = start(sigmas, 1)
-    report = drafted(SAMPLERS["ancestral"], model, sigmas, x, how("verified", 6, 0.005, stochastic=True))[1].report
+    report = drafted(SAMPLERS["ancestral"], model, sigmas, x, how("verified", 6, 0.005, stochastic=True))[
+        1
+    ].report
     assert report.rejections > 0
     assert len(report.rounds) < 30 / 1.8
 
@@ -204,6 +234,7 @@ def test_memory_is_bounded_whatever_the_number_of_steps(k: int) -> None:
     length, sigmas, held = 977, karras(40), []
     x = start(sigmas, 1, length)
     with Alive(length) as alive:
+
         def half(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
             held.append(alive.count())
             return x / 2

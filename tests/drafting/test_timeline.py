@@ -6,11 +6,13 @@ from __future__ import annotations
 from dizzydiff.drafting.speculation import Evaluated, Report
 from dizzydiff.drafting.timeline import ANCHOR, UNUSED, colour, draw
 
-REPORT = Report([
-    [Evaluated(0)],
-    [Evaluated(1), Evaluated(2, 1e-4, True), Evaluated(3, 0.1, False), Evaluated(4)],
-    [Evaluated(3), Evaluated(4, 1e-2, True)],
-])
+REPORT = Report(
+    [
+        [Evaluated(0)],
+        [Evaluated(1), Evaluated(2, 1e-4, True), Evaluated(3, 0.1, False), Evaluated(4)],
+        [Evaluated(3), Evaluated(4, 1e-2, True)],
+    ]
+)
 
 
 def test_colours_go_from_near_to_far() -> None:

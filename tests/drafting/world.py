@@ -18,7 +18,9 @@ Model = Callable[..., Tensor]
 
 
 class Mixture:
-    """D(x, sigma) = E[x0 | x] of isotropic Gaussians around random centres, in float64; counts the states it sees."""
+    """D(x, sigma) = E[x0 | x] of isotropic Gaussians around random centres, in float64; counts the states it
+    sees.
+    """
 
     def __init__(self, dimension: int = 16, centres: int = 4, width: float = 0.3, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -34,7 +36,9 @@ class Mixture:
 
 
 class Here:
-    """Evaluates every state of a round with one model, and keeps the largest number of latents a run held meanwhile."""
+    """Evaluates every state of a round with one model, and keeps the largest number of latents a run held
+    meanwhile.
+    """
 
     def __init__(self, model: Model, capacity: int = 64) -> None:
         self.model, self.capacity = model, capacity
@@ -109,7 +113,12 @@ SAMPLERS: dict[str, SamplerRun] = {"euler": euler, "heun": heun, "dpmpp_2m": dpm
 def karras(steps: int, top: float = 10.0, bottom: float = 0.03) -> Tensor:
     """rho = 7; a last zero."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    return torch.cat([(top ** (1 / 7) + ramp * (bottom ** (1 / 7) - top ** (1 / 7))) ** 7, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat(
+        [
+            (top ** (1 / 7) + ramp * (bottom ** (1 / 7) - top ** (1 / 7))) ** 7,
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
 
 
 def seeded_noise(x: Tensor, seed: int = 5) -> NoiseSampler:
@@ -118,16 +127,27 @@ def seeded_noise(x: Tensor, seed: int = 5) -> NoiseSampler:
 
 
 def start(sigmas: Tensor, rows: int = 2, dimension: int = 16, seed: int = 1) -> Tensor:
-    return sigmas[0] * torch.randn(rows, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return sigmas[0] * torch.randn(
+        rows, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def plainly(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor) -> Tensor:
     return sampler(model, x, sigmas, None, seeded_noise(x))
 
 
-def drafted(sampler: SamplerRun, model: Model, sigmas: Tensor, x: Tensor, how: Drafting, kind: type[SpeculativeModel] = SpeculativeModel,
-            **here: Any) -> tuple[Tensor, SpeculativeModel]:
-    foretold = plan(sampler, lambda answer: StandIn(model, lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, x.ndim)
+def drafted(
+    sampler: SamplerRun,
+    model: Model,
+    sigmas: Tensor,
+    x: Tensor,
+    how: Drafting,
+    kind: type[SpeculativeModel] = SpeculativeModel,
+    **here: Any,
+) -> tuple[Tensor, SpeculativeModel]:
+    foretold = plan(
+        sampler, lambda answer: StandIn(model, lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, x.ndim
+    )
     tape = NoiseTape(seeded_noise(x), foretold.asks, sigmas)
     speculative = kind(model, foretold, Here(model, **here), lambda p, x, s, a: p[0], tape, how)
     return sampler(speculative, x, sigmas, None, tape.reader()), speculative

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs that talk to ComfyUI's API: what the README shows, comfy-script, an npm client, and a bare websocket."""
+"""Programs that talk to ComfyUI's API: what the README shows, comfy-script, an npm client, and a bare
+websocket.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ CLIENTS = Path(__file__).parents[1] / "clients"
 
 def printed(command: list[str], cwd: Path, extra: dict[str, str] | None = None) -> str:
     """What a program prints; it must succeed."""
-    done = subprocess.run(command, cwd=cwd, env=environment(extra), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(extra), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def readme(root: Path, server: Server, pattern: str) -> str:
     """An example of the README, with the address of this server."""
-    (example,) = re.findall(pattern, (root / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (example,) = re.findall(
+        pattern, (root / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     assert "127.0.0.1:8188" in example
     return example.replace("127.0.0.1:8188", f"127.0.0.1:{server.port}")
 
@@ -56,13 +62,18 @@ def test_the_readmes_curl_example_runs(comfy_server: Server, root: Path) -> None
 
 
 def test_the_readmes_python_example_runs(comfy_server: Server, root: Path) -> None:
-    files = printed([sys.executable, "-P", "-c", readme(root, comfy_server, r"^```python\n(.*?)^```")], root).split()
+    files = printed(
+        [sys.executable, "-P", "-c", readme(root, comfy_server, r"^```python\n(.*?)^```")], root
+    ).split()
     assert files and all((comfy_server.output / file).is_file() for file in files)
 
 
 def test_comfy_script_runs_a_graph_of_our_nodes(comfy_server: Server, tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
-    printed([sys.executable, "-P", str(CLIENTS / "comfy_script_client.py"), comfy_server.address, str(saved)], tmp_path)
+    printed(
+        [sys.executable, "-P", str(CLIENTS / "comfy_script_client.py"), comfy_server.address, str(saved)],
+        tmp_path,
+    )
     files = json.loads(saved.read_text(encoding="utf-8"))
     assert len(files) == 2 and all((comfy_server.output / file).is_file() for file in files)
 
@@ -70,18 +81,27 @@ def test_comfy_script_runs_a_graph_of_our_nodes(comfy_server: Server, tmp_path: 
 def test_an_npm_client_sees_progress_and_pictures(comfy_server: Server, root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clients"
     shutil.copytree(CLIENTS, folder)
-    programs = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # node and npm of the environment
+    programs = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }  # node and npm of the environment
     printed(["npm", "ci", "--no-audit", "--no-fund"], folder, programs)
     (folder / "prompt.json").write_text(json.dumps(good_prompt(root, 5.1)), encoding="utf-8")
-    told = json.loads(printed(["node", "client.mjs", f"127.0.0.1:{comfy_server.port}", "prompt.json"], folder, programs))
+    told = json.loads(
+        printed(["node", "client.mjs", f"127.0.0.1:{comfy_server.port}", "prompt.json"], folder, programs)
+    )
     assert told["steps"][-1] == [2, 2]
     assert len(told["images"]) == 4
 
 
-async def heard(server: Server, prompt: dict[str, Any], prompt_id_of: str) -> tuple[list[tuple[int, int]], int]:
+async def heard(
+    server: Server, prompt: dict[str, Any], prompt_id_of: str
+) -> tuple[list[tuple[int, int]], int]:
     """(progress reports, previews) that the websocket brings while a prompt runs."""
     progress, previews = [], 0
-    async with aiohttp.ClientSession(server.address) as session, session.ws_connect("/ws", params={"clientId": prompt_id_of}) as socket:
+    async with (
+        aiohttp.ClientSession(server.address) as session,
+        session.ws_connect("/ws", params={"clientId": prompt_id_of}) as socket,
+    ):
         body = {"prompt": prompt, "client_id": prompt_id_of, "extra_data": {"preview_method": "latent2rgb"}}
         async with session.post("/prompt", json=body) as answer:
             assert answer.status == 200, await answer.text()

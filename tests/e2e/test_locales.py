@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What users see in their language. English is what the nodes themselves say; locales/en only names their categories."""
+"""What users see in their language. English is what the nodes themselves say; locales/en only names their
+categories.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,26 @@ def test_every_node_and_socket_is_translated(language: str, comfy_server: Server
         assert ours["display_name"] and ours["description"]
         assert ours["inputs"].keys() == sockets, kind
         assert ours["outputs"].keys() == {str(i) for i in range(len(node["output"]))}, kind
-        assert all({"name", "tooltip"} == each.keys() and each["tooltip"] for each in (*ours["inputs"].values(), *ours["outputs"].values()))
+        assert all(
+            {"name", "tooltip"} == each.keys() and each["tooltip"]
+            for each in (*ours["inputs"].values(), *ours["outputs"].values())
+        )
 
 
 def test_the_chinese_texts_are_chinese(root: Path) -> None:
     for file in (root / "locales" / "zh").iterdir():
         told = texts(json.loads(file.read_text(encoding="utf-8")))
-        assert not [text for text in told if not CHINESE.search(text) and text not in SAME_IN_CHINESE | {"DizzyDiff"}]
+        assert not [
+            text for text in told if not CHINESE.search(text) and text not in SAME_IN_CHINESE | {"DizzyDiff"}
+        ]
 
 
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_every_category_has_a_name(language: str, comfy_server: Server) -> None:
     named = comfy_server.request("/i18n")[language]["nodeCategories"]
-    categories = {node["category"] for node in comfy_server.request("/object_info").values() if node["category"].startswith("DizzyDiff")}
+    categories = {
+        node["category"]
+        for node in comfy_server.request("/object_info").values()
+        if node["category"].startswith("DizzyDiff")
+    }
     assert {part for category in categories for part in category.split("/")} <= named.keys()

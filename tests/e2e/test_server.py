@@ -16,9 +16,20 @@ from safetensors.torch import save_file
 
 from devtools.server import Server
 
-NODES = ["DizzyDiffDevices", "DizzyDiffDistillGuidance", "DizzyDiffDraftRefine", "DizzyDiffDraftRefineKSampler", "DizzyDiffGuidanceSweep",
-         "DizzyDiffLoadPipeline", "DizzyDiffLoadStudent", "DizzyDiffStabilityGrid", "DizzyDiffStabilityProfile",
-         "DizzyDiffStabilitySampler", "DizzyDiffStudentGuidance", "DizzyDiffStudentSampler"]
+NODES = [
+    "DizzyDiffDevices",
+    "DizzyDiffDistillGuidance",
+    "DizzyDiffDraftRefine",
+    "DizzyDiffDraftRefineKSampler",
+    "DizzyDiffGuidanceSweep",
+    "DizzyDiffLoadPipeline",
+    "DizzyDiffLoadStudent",
+    "DizzyDiffStabilityGrid",
+    "DizzyDiffStabilityProfile",
+    "DizzyDiffStabilitySampler",
+    "DizzyDiffStudentGuidance",
+    "DizzyDiffStudentSampler",
+]
 
 
 def run(server: Server, prompt: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
@@ -61,7 +72,8 @@ def load_student(name: str) -> dict[str, Any]:
             "class_type": "KSampler",
             "inputs": {
                 "model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["4", 0],
-                "seed": 0, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+                "seed": 0, "steps": 1, "cfg": 1.0, "denoise": 1.0,
+                "sampler_name": "euler", "scheduler": "simple",
             },
         },
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["2", 2]}},
@@ -79,14 +91,20 @@ def test_every_node_and_each_of_its_sockets_says_what_it_is_for(node: str, comfy
     told = comfy_server.request(f"/object_info/{node}")[node]
     assert told["description"] and told["search_aliases"]
     assert told["category"].partition("/")[0] == "DizzyDiff" and told["category"].count("/") == 1
-    inputs = {name: kind[1] for group in ("required", "optional") for name, kind in told["input"].get(group, {}).items()}
+    inputs = {
+        name: kind[1]
+        for group in ("required", "optional")
+        for name, kind in told["input"].get(group, {}).items()
+    }
     assert not [name for name, options in inputs.items() if not options.get("tooltip")]
     assert len(told["output_tooltips"]) == len(told["output"]) and all(told["output_tooltips"])
 
 
 @pytest.mark.parametrize("node", NODES)
 def test_every_node_has_a_help_page(node: str, comfy_server: Server) -> None:
-    with urllib.request.urlopen(f"{comfy_server.address}/extensions/dizzydiff/docs/{node}.md", timeout=30) as answer:
+    with urllib.request.urlopen(
+        f"{comfy_server.address}/extensions/dizzydiff/docs/{node}.md", timeout=30
+    ) as answer:
         assert len(answer.read()) > 200
 
 
@@ -96,14 +114,22 @@ def write_truncated(path: Path) -> None:
 
 
 def write_unguided(path: Path) -> None:
-    save_file({"conv_in.weight": torch.zeros(320, 4, 3, 3), "time_embedding.linear_1.weight": torch.zeros(1280, 320)}, path)
+    save_file(
+        {
+            "conv_in.weight": torch.zeros(320, 4, 3, 3),
+            "time_embedding.linear_1.weight": torch.zeros(1280, 320),
+        },
+        path,
+    )
 
 
 def write_text(path: Path) -> None:
     path.write_text("this is no weights file")
 
 
-@pytest.mark.parametrize("write", [write_truncated, write_unguided, write_text], ids=["truncated", "unguided", "text"])
+@pytest.mark.parametrize(
+    "write", [write_truncated, write_unguided, write_text], ids=["truncated", "unguided", "text"]
+)
 def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
     write: Any, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -112,7 +138,9 @@ def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
     error = error_of(run(comfy_server, load_student(name)))
     assert (error["node_id"], error["node_type"]) == ("1", "DizzyDiffLoadStudent")
     assert name in error["exception_message"]
-    assert len(error["exception_message"]) > len(name) + 40, "the message says what was expected and what to do"
+    assert len(error["exception_message"]) > len(name) + 40, (
+        "the message says what was expected and what to do"
+    )
 
     guidance = 2.0 + len(name) / 100
     assert run(comfy_server, good_prompt(root, guidance))["status"]["status_str"] == "success"
@@ -124,8 +152,20 @@ def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
         ("guidance_sweep", "DizzyDiffGuidanceSweep", "scales", "1, two, 4", "expected numbers from 0 to 100"),
         ("draft_refine", "DizzyDiffDevices", "devices", "two of them", 'Expected "auto", "batch"'),
         ("draft_refine", "DizzyDiffDevices", "devices", "cuda:7", "is not on this machine"),
-        ("draft_refine", "DizzyDiffDraftRefineKSampler", "denoise", 1e-09, "expected 0, or a share of the noise from 0.001 to 1"),
-        ("draft_refine", "DizzyDiffDraftRefineKSampler", "denoise", 2, "expected 0, or a share of the noise from 0.001 to 1"),
+        (
+            "draft_refine",
+            "DizzyDiffDraftRefineKSampler",
+            "denoise",
+            1e-09,
+            "expected 0, or a share of the noise from 0.001 to 1",
+        ),
+        (
+            "draft_refine",
+            "DizzyDiffDraftRefineKSampler",
+            "denoise",
+            2,
+            "expected 0, or a share of the noise from 0.001 to 1",
+        ),
         ("guided_student", "DizzyDiffStudentGuidance", "guidance", 101, "100"),
     ],
 )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every example workflow, run by an independent client against a real server; its pictures are judged by the reader."""
+"""Every example workflow, run by an independent client against a real server; its pictures are judged by the
+reader.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,52 @@ from dizzydiff.tiny import reader
 from .test_server import error_of, run
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
-EXPECTED = {"distil": 4, "draft_inpaint": 4, "draft_refine": 4, "guided_student": 4, "guidance_sweep": 4, "restyle": 4, "stability_grid": 4}
+EXPECTED = {
+    "distil": 4,
+    "draft_inpaint": 4,
+    "draft_refine": 4,
+    "guided_student": 4,
+    "guidance_sweep": 4,
+    "restyle": 4,
+    "stability_grid": 4,
+}
 """Pictures that each workflow on the embedded pipeline makes."""
 RUNNING = [path for path in WORKFLOWS if path.stem in EXPECTED]
 DOWNLOADING = [path for path in WORKFLOWS if path.stem not in EXPECTED]
 
 
 def enough(root: Path, pictures: int) -> int:
-    """How many of so many pictures must show the prompt: what was measured of the student, less one picture."""
+    """How many of so many pictures must show the prompt: what was measured of the student, less one
+    picture.
+    """
     quality = json.loads((root / "tiny" / "quality.json").read_text(encoding="utf-8"))
     return int(pictures * next(row["student"] for row in quality["same_g"] if row["g"] == 4) / 100 + 0.5) - 1
 
 
 def comfy_run(server: Server, workflow: Path, home: Path) -> None:
     """comfy-cli with nothing remembered from before, and nothing sent anywhere."""
-    private = {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home), "COMFY_NO_WATCH": "1", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-P", "-m", "comfy_cli", "--skip-prompt", "run", "--workflow", str(workflow), "--wait"]
+    private = {
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home),
+        "XDG_CACHE_HOME": str(home),
+        "COMFY_NO_WATCH": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "comfy_cli",
+        "--skip-prompt",
+        "run",
+        "--workflow",
+        str(workflow),
+        "--wait",
+    ]
     command += ["--host", "127.0.0.1", "--port", str(server.port), "--timeout", "120", "--json"]
-    done = subprocess.run(command, env=os.environ | private, cwd=home, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=os.environ | private, cwd=home, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"comfy-cli failed on {workflow.name}:\n{done.stdout}\n{done.stderr}"
 
 
@@ -47,7 +77,9 @@ def prompts(workflow: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
-def test_comfy_cli_runs_the_workflow_and_the_pictures_show_the_prompt(path: Path, root: Path, comfy_server: Server, tmp_path: Path) -> None:
+def test_comfy_cli_runs_the_workflow_and_the_pictures_show_the_prompt(
+    path: Path, root: Path, comfy_server: Server, tmp_path: Path
+) -> None:
     before = set(comfy_server.output.rglob("*.png"))
     comfy_run(comfy_server, path, tmp_path)
     pictures = [Image.open(file) for file in sorted(set(comfy_server.output.rglob("*.png")) - before)]
@@ -59,9 +91,15 @@ def test_comfy_cli_runs_the_workflow_and_the_pictures_show_the_prompt(path: Path
 
 
 @pytest.mark.parametrize("path", DOWNLOADING, ids=lambda path: path.stem)
-def test_a_workflow_on_downloaded_models_is_accepted_with_files_of_their_names(path: Path, comfy_server: Server, models: Path) -> None:
+def test_a_workflow_on_downloaded_models_is_accepted_with_files_of_their_names(
+    path: Path, comfy_server: Server, models: Path
+) -> None:
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    files = [models / model["directory"] / model["name"] for node in nodes for model in node["properties"].get("models", [])]
+    files = [
+        models / model["directory"] / model["name"]
+        for node in nodes
+        for model in node["properties"].get("models", [])
+    ]
     for file in files:
         file.touch()
     try:
@@ -70,14 +108,20 @@ def test_a_workflow_on_downloaded_models_is_accepted_with_files_of_their_names(p
     finally:
         for file in files:
             file.unlink()
-    assert error["node_type"] in ("DizzyDiffLoadStudent", "CheckpointLoaderSimple"), "an empty file is all that was wrong"
+    assert error["node_type"] in ("DizzyDiffLoadStudent", "CheckpointLoaderSimple"), (
+        "an empty file is all that was wrong"
+    )
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_the_api_copy_says_the_same_as_the_workflow(path: Path, comfy_server: Server) -> None:
-    converted = convert_ui_to_api(json.loads(path.read_text(encoding="utf-8")), comfy_server.request("/object_info"))
+    converted = convert_ui_to_api(
+        json.loads(path.read_text(encoding="utf-8")), comfy_server.request("/object_info")
+    )
     assert json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")) == converted
 
 
 def test_comfyui_offers_the_workflows_as_templates(comfy_server: Server) -> None:
-    assert sorted(comfy_server.request("/workflow_templates")["dizzydiff"]) == [path.stem for path in WORKFLOWS]
+    assert sorted(comfy_server.request("/workflow_templates")["dizzydiff"]) == [
+        path.stem for path in WORKFLOWS
+    ]

@@ -37,7 +37,9 @@ def assert_near(result: Tensor, exact: Tensor, magnitude: Tensor, dtype: torch.d
 @every_shape
 @every_dtype
 @pytest.mark.parametrize("R, T", [(1, 1), (1, 9), (2, 3), (3, 10), (7, 17)])
-def test_linear_combinations_are_the_sums(by: str, shape: tuple[int, ...], dtype: torch.dtype, R: int, T: int) -> None:
+def test_linear_combinations_are_the_sums(
+    by: str, shape: tuple[int, ...], dtype: torch.dtype, R: int, T: int
+) -> None:
     weights = draw((R, T), torch.float32, 99)
     weights[0, 0] = 0.0
     tensors = [draw(shape, dtype, seed) for seed in range(T)]
@@ -80,11 +82,15 @@ def test_operations_take_views(by: str, dtype: torch.dtype) -> None:
 @every_shape
 @every_dtype
 @pytest.mark.parametrize("P", [1, 2])
-def test_carry_moves_predictions_and_measures_how_far(by: str, shape: tuple[int, ...], dtype: torch.dtype, P: int) -> None:
+def test_carry_moves_predictions_and_measures_how_far(
+    by: str, shape: tuple[int, ...], dtype: torch.dtype, P: int
+) -> None:
     D, at, x = draw((P, *shape), dtype, 0), draw(shape, dtype, 1), draw(shape, dtype, 2)
     carried, norm = carry(D, at, x, -0.7, by)  # type: ignore[arg-type]
     offset = x.double() - at.double()
-    assert_near(carried, D.double() - 0.7 * offset, D.double().abs() + x.double().abs() + at.double().abs(), dtype)
+    assert_near(
+        carried, D.double() - 0.7 * offset, D.double().abs() + x.double().abs() + at.double().abs(), dtype
+    )
     assert norm.shape == ()
     torch.testing.assert_close(norm.double(), offset.norm(), rtol=1e-5, atol=0)
 
@@ -100,14 +106,18 @@ def test_carry_measures_what_half_precision_cannot_square(by: str) -> None:
 @every
 def test_operations_give_the_same_bits_again(by: str) -> None:
     D, at, x = (draw((1271,), torch.float32, seed) for seed in range(3))
-    for operation in (lambda: [linear_combinations([[1, 2, 3], [4, 5, 6]], [D, at, x], by)],  # type: ignore[arg-type]
-                      lambda: carry(D[None], at, x, 0.3, by)):  # type: ignore[arg-type]
+    for operation in (
+        lambda: [linear_combinations([[1, 2, 3], [4, 5, 6]], [D, at, x], by)],  # type: ignore[arg-type]
+        lambda: carry(D[None], at, x, 0.3, by),
+    ):  # type: ignore[arg-type]
         assert all(torch.equal(one, other) for one, other in zip(operation(), operation(), strict=True))
 
 
 def test_float64_stays_float64() -> None:
     D, at, x = (draw((41,), torch.float64, seed) for seed in range(3))
-    torch.testing.assert_close(linear_combinations([[1, 2, 3]], [D, at, x])[0], D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        linear_combinations([[1, 2, 3]], [D, at, x])[0], D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14
+    )
     torch.testing.assert_close(carry(D[None], at, x, 0.3)[1], (x - at).norm(), rtol=1e-14, atol=0)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Triton kernels without a GPU: run by Triton's interpreter, compiled for devices that are not here, imported by nobody."""
+"""The Triton kernels without a GPU: run by Triton's interpreter, compiled for devices that are not here,
+imported by nobody.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ import pytest
 
 from devtools.process import environment
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed on this platform")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed on this platform"
+)
 
 
 def python(root: Path, *arguments: str, **settings: str) -> str:
     command = [sys.executable, "-P", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment(settings), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=root, env=environment(settings), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -35,7 +41,9 @@ def test_the_interpreter_passes_the_accuracy_tests(root: Path) -> None:
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_kernels_compile_for_gpus(capability: int, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_kernels_compile_for_gpus(
+    capability: int, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget
@@ -45,11 +53,35 @@ def test_kernels_compile_for_gpus(capability: int, dtype: str, monkeypatch: pyte
 
     pointer, block = f"*{dtype}", {"BLOCK": 1024}
     sources = [
-        ASTSource(linear_combinations_triton.kernel, {
-            "tensors": (pointer,) * 9, "weights": "*fp32", "out": pointer, "n": "i32", "R": "constexpr", "ROWS": "constexpr",
-            "BLOCK": "constexpr"}, {"R": 3, "ROWS": 4, **block}),
-        ASTSource(carry_triton.kernel, {"D": pointer, "at": pointer, "x": pointer, "out": pointer, "squares": "*fp32", "c": "fp32",
-                                        "n": "i32", "P": "constexpr", "BLOCK": "constexpr"}, {"P": 2, **block})]
+        ASTSource(
+            linear_combinations_triton.kernel,
+            {
+                "tensors": (pointer,) * 9,
+                "weights": "*fp32",
+                "out": pointer,
+                "n": "i32",
+                "R": "constexpr",
+                "ROWS": "constexpr",
+                "BLOCK": "constexpr",
+            },
+            {"R": 3, "ROWS": 4, **block},
+        ),
+        ASTSource(
+            carry_triton.kernel,
+            {
+                "D": pointer,
+                "at": pointer,
+                "x": pointer,
+                "out": pointer,
+                "squares": "*fp32",
+                "c": "fp32",
+                "n": "i32",
+                "P": "constexpr",
+                "BLOCK": "constexpr",
+            },
+            {"P": 2, **block},
+        ),
+    ]
     for source in sources:
         assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 
@@ -59,7 +91,8 @@ def test_drafting_imports_no_triton_and_nothing_heavy(root: Path) -> None:
     script = f"""
 import pathlib, runpy, sys, torch
 before = set(sys.modules)
-runpy.run_path({str(root / "devtools" / "package.py")!r})["load_package"]("dizzydiff", pathlib.Path({str(root)!r}))
+load_package = runpy.run_path({str(root / "devtools" / "package.py")!r})["load_package"]
+load_package("dizzydiff", pathlib.Path({str(root)!r}))
 import dizzydiff.drafting.speculation
 from dizzydiff.kernels.carry import carry
 from dizzydiff.kernels.linear_combinations import linear_combinations

@@ -27,7 +27,12 @@ EFFORT = Effort(levels=20, probes=6, directions=2)
 def mixture(modes: int = 6, std: float = 0.3, of_flow: bool = False) -> Mixture:
     g = torch.Generator().manual_seed(0)
     means = torch.randn(modes, D, generator=g, dtype=torch.float64)
-    return Mixture(torch.full((modes,), 1 / modes, dtype=torch.float64), means, std, flow() if of_flow else variance_exploding())
+    return Mixture(
+        torch.full((modes,), 1 / modes, dtype=torch.float64),
+        means,
+        std,
+        flow() if of_flow else variance_exploding(),
+    )
 
 
 def model_of(m: Mixture) -> Model:
@@ -38,8 +43,14 @@ def profile_of(m: Mixture, effort: Effort = EFFORT, of_flow: bool = False, seed:
     sigmas = level_sigmas(1.0 if of_flow else SIGMA_MAX, SIGMA_MIN, effort.levels, of_flow)
     noise = torch.randn(effort.probes, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     calls: list[tuple[int, int]] = []
-    profile = measure(lambda x, sigma: m.denoised(x, torch.tensor(sigma, dtype=torch.float64)), noise * sigmas[0], sigmas,
-                      effort.directions, of_flow, lambda done, total: calls.append((done, total)))
+    profile = measure(
+        lambda x, sigma: m.denoised(x, torch.tensor(sigma, dtype=torch.float64)),
+        noise * sigmas[0],
+        sigmas,
+        effort.directions,
+        of_flow,
+        lambda done, total: calls.append((done, total)),
+    )
     assert profile.calls == effort.calls == effort.probes * len(calls)
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
     return profile
@@ -56,7 +67,9 @@ def test_quick_and_thorough_efforts_count_their_calls() -> None:
 
 def test_single_gaussian_has_the_closed_forms() -> None:
     """N(0, s0^2): D = x s0^2 / tau^2, so dD/dx, ||J||, growth and amplification are known at every sigma."""
-    m = Mixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, D, dtype=torch.float64), 1.0, variance_exploding())
+    m = Mixture(
+        torch.ones(1, dtype=torch.float64), torch.zeros(1, D, dtype=torch.float64), 1.0, variance_exploding()
+    )
     r = replay(profile_of(m, Effort(28, 4, 2)))
     middle = slice(40, -40)
     sigma = r.sigmas[middle]
@@ -65,8 +78,12 @@ def test_single_gaussian_has_the_closed_forms() -> None:
     torch.testing.assert_close(response, 1 / tau2, rtol=0.1, atol=0.02)
     torch.testing.assert_close(curves.growth(r)[middle] * sigma, 1 / tau2 - 1, rtol=0.1, atol=0.03)
     torch.testing.assert_close(curves.amplification(r)[middle], 1 / tau2.sqrt(), rtol=0.1, atol=0.02)
-    torch.testing.assert_close(r.states[middle].norm(dim=-1) / tau2.sqrt()[:, None], r.end.norm(dim=-1).expand(len(sigma), -1),
-                               rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        r.states[middle].norm(dim=-1) / tau2.sqrt()[:, None],
+        r.end.norm(dim=-1).expand(len(sigma), -1),
+        rtol=0.02,
+        atol=0.02,
+    )
 
 
 def test_replay_ends_where_the_model_does() -> None:
@@ -78,11 +95,18 @@ def test_replay_ends_where_the_model_does() -> None:
 
 
 def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measuring() -> None:
-    """The first step between measured levels is Euler's: its error must not count as right, or grids would repeat it."""
+    """The first step between measured levels is Euler's: its error must not count as right, or grids would
+    repeat it.
+    """
     m, levels = mixture(modes=40, std=0.1), level_sigmas(SIGMA_MAX, SIGMA_MIN, EFFORT.levels, False)
     profile = profile_of(m)
-    start = torch.randn(EFFORT.probes, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA_MAX
-    fine = torch.cat([level_sigmas(SIGMA_MAX, float(levels[2]), 300, False), torch.zeros(1, dtype=torch.float64)])
+    start = (
+        torch.randn(EFFORT.probes, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        * SIGMA_MAX
+    )
+    fine = torch.cat(
+        [level_sigmas(SIGMA_MAX, float(levels[2]), 300, False), torch.zeros(1, dtype=torch.float64)]
+    )
     exact: list[torch.Tensor] = []
 
     def model(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -93,14 +117,18 @@ def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measur
     r = replay(profile)
     replayed_length = at(r.states, r.c_of(levels[2:3]))[0].norm(dim=-1)
     measured_length = profile.states[:, 2].norm(dim=-1)
-    off, was_off = ((length - exact[-1].norm(dim=-1)).abs().mean() for length in (replayed_length, measured_length))
+    off, was_off = (
+        (length - exact[-1].norm(dim=-1)).abs().mean() for length in (replayed_length, measured_length)
+    )
     assert off < 0.3 * was_off
 
 
 @pytest.mark.parametrize(("probes", "growth"), [(1, 3.0), (2, 30.0)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_probes_on_a_border_do_not_decide_the_grid(solver: str, probes: int, growth: float) -> None:
-    """Probes in which errors grow by many times e on the way: the others' grid gains nothing by serving those alone."""
+    """Probes in which errors grow by many times e on the way: the others' grid gains nothing by serving those
+    alone.
+    """
     r = replayed()
     responses = r.responses.clone()
     responses[FINE // 4 : FINE // 2, :probes] += growth * torch.eye(responses.shape[-1], dtype=torch.float64)
@@ -114,7 +142,9 @@ def test_probes_on_a_border_do_not_decide_the_grid(solver: str, probes: int, gro
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_replayed_solver_error_is_that_of_the_model(solver: str) -> None:
     """Away from modes' borders, where a linear model holds: one wide Gaussian."""
-    m = Mixture(torch.ones(1, dtype=torch.float64), torch.ones(1, D, dtype=torch.float64), 1.0, variance_exploding())
+    m = Mixture(
+        torch.ones(1, dtype=torch.float64), torch.ones(1, D, dtype=torch.float64), 1.0, variance_exploding()
+    )
     r = replay(profile_of(m, Effort(28, 4, 2)))
     grid = torch.cat([level_sigmas(SIGMA_MAX, 0.1, 8, False), torch.zeros(1, dtype=torch.float64)])
     start = torch.randn(4, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA_MAX
@@ -139,24 +169,39 @@ def test_refined_grid_beats_karras_on_the_model_itself() -> None:
     """Images of other seeds than the probes', against a converged solution."""
     m, steps = mixture(), 8
     model = model_of(m)
-    start = torch.randn(256, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)[None] * SIGMA_MAX
+    start = (
+        torch.randn(256, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)[None] * SIGMA_MAX
+    )
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     karras = (SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7
     zero = torch.zeros(1, dtype=torch.float64)
-    reference = solve("dpmpp_2m", model, start, torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 150, False), zero])[None])
-    errors = [(solve("euler", model, start, grid[None]) - reference).square().sum()
-              for grid in (grids.make_grid(replayed(), steps, "euler"), torch.cat([karras, zero]))]
+    reference = solve(
+        "dpmpp_2m", model, start, torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 150, False), zero])[None]
+    )
+    errors = [
+        (solve("euler", model, start, grid[None]) - reference).square().sum()
+        for grid in (grids.make_grid(replayed(), steps, "euler"), torch.cat([karras, zero]))
+    ]
     assert errors[0] < errors[1]
 
 
 @settings(max_examples=15)
-@given(steps=st.integers(1, 48), method=st.sampled_from(grids.METHODS), solver=st.sampled_from(sorted(SOLVERS)), of_flow=st.booleans(),
-       denoise=st.sampled_from([1.0, 0.6, 0.05]))
-def test_every_grid_falls_strictly_from_the_model_to_zero(steps: int, method: str, solver: str, of_flow: bool, denoise: float) -> None:
+@given(
+    steps=st.integers(1, 48),
+    method=st.sampled_from(grids.METHODS),
+    solver=st.sampled_from(sorted(SOLVERS)),
+    of_flow=st.booleans(),
+    denoise=st.sampled_from([1.0, 0.6, 0.05]),
+)
+def test_every_grid_falls_strictly_from_the_model_to_zero(
+    steps: int, method: str, solver: str, of_flow: bool, denoise: float
+) -> None:
     r = replayed(of_flow)
     if method == "refined":
         steps = min(steps, 6)
-    grid = grids.for_denoise(lambda n: grids.make_grid(r, n, solver, method=method if n <= 6 else "density"), steps, denoise)
+    grid = grids.for_denoise(
+        lambda n: grids.make_grid(r, n, solver, method=method if n <= 6 else "density"), steps, denoise
+    )
     assert len(grid) == steps + 1
     assert grid[-1] == 0
     assert (grid.diff() < 0).all()
@@ -183,7 +228,9 @@ def test_dynamic_programming_finds_the_cheapest_path() -> None:
     """Against all paths of three steps over five levels."""
     cost = torch.rand(5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     paths = [(i, j) for i in range(1, 4) for j in range(i + 1, 5)]
-    best = min(paths, key=lambda path: float(cost[0, path[0]] + 1.15 * (cost[path] + 1.15 * cost[path[1], 5])))
+    best = min(
+        paths, key=lambda path: float(cost[0, path[0]] + 1.15 * (cost[path] + 1.15 * cost[path[1], 5]))
+    )
     assert grids.cheapest_path(cost, 3, 1.15).tolist() == [0, *best]
 
 
@@ -197,4 +244,11 @@ def test_equal_stability_grid_has_equal_parts_of_the_measured_norm() -> None:
 
 def test_model_that_answers_with_nan_cannot_be_measured() -> None:
     with pytest.raises(CannotMeasure, match="not finite"):
-        measure(lambda x, sigma: x * float("nan"), torch.ones(2, D), level_sigmas(14.6, 0.03, 8, False), 1, False, lambda done, total: None)
+        measure(
+            lambda x, sigma: x * float("nan"),
+            torch.ones(2, D),
+            level_sigmas(14.6, 0.03, 8, False),
+            1,
+            False,
+            lambda done, total: None,
+        )

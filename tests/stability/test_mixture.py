@@ -20,7 +20,9 @@ PROCESSES = {"ou": (ornstein_uhlenbeck(BETA), 0.3), "ve": (variance_exploding(),
 def mixture(process: Process, std: float = 0.7, modes: int = 4, d: int = 3) -> Mixture:
     g = torch.Generator().manual_seed(0)
     weights = torch.rand(modes, generator=g, dtype=torch.float64)
-    return Mixture(weights / weights.sum(), 2 * torch.randn(modes, d, generator=g, dtype=torch.float64), std, process)
+    return Mixture(
+        weights / weights.sum(), 2 * torch.randn(modes, d, generator=g, dtype=torch.float64), std, process
+    )
 
 
 def points(n: int = 5, d: int = 3) -> torch.Tensor:
@@ -44,7 +46,9 @@ def test_score_is_the_gradient_of_the_log_density(case: tuple[Mixture, torch.Ten
 
 def test_denoised_is_tweedies_estimate(case: tuple[Mixture, torch.Tensor]) -> None:
     m, t = case
-    torch.testing.assert_close(m.process.a(t) * m.denoised(points(), t), points() + m.process.b2(t) * m.score(points(), t))
+    torch.testing.assert_close(
+        m.process.a(t) * m.denoised(points(), t), points() + m.process.b2(t) * m.score(points(), t)
+    )
 
 
 def test_jacobian_is_the_derivative_of_the_velocity(case: tuple[Mixture, torch.Tensor]) -> None:
@@ -61,12 +65,16 @@ def test_velocity_moves_the_density(case: tuple[Mixture, torch.Tensor], std: flo
 
     def log_density(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         s2 = m.variance(at)
-        gaussians = -torch.cdist(x, m.process.a(at) * m.means) ** 2 / (2 * s2) - 1.5 * torch.log(2 * math.pi * s2)
+        gaussians = -(torch.cdist(x, m.process.a(at) * m.means) ** 2) / (2 * s2) - 1.5 * torch.log(
+            2 * math.pi * s2
+        )
         return (m.weights.log() + gaussians).logsumexp(-1)
 
     v = m.velocity(points(), t)
     along = (log_density(points() + h * v, t + h) - log_density(points() - h * v, t - h)) / (2 * h)
-    torch.testing.assert_close(along, -m.jacobian(points(), t).diagonal(dim1=1, dim2=2).sum(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        along, -m.jacobian(points(), t).diagonal(dim1=1, dim2=2).sum(-1), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_closed_forms_of_each_process() -> None:
@@ -81,7 +89,9 @@ def test_closed_forms_of_each_process() -> None:
     torch.testing.assert_close(ve.bound(t), t / tau2 * (1 + ve.diameter**2 / (4 * tau2)))
     torch.testing.assert_close(ve.bound(t, sharp=True), t / tau2 * max(1.0, ve.diameter**2 / (4 * tau2) - 1))
     tau2 = (1 - t) ** 2 * 0.7**2 + t**2
-    torch.testing.assert_close(rf.bound(t), (t - (1 - t) * 0.7**2).abs() / tau2 + (1 - t) * t * rf.diameter**2 / (4 * tau2**2))
+    torch.testing.assert_close(
+        rf.bound(t), (t - (1 - t) * 0.7**2).abs() / tau2 + (1 - t) * t * rf.diameter**2 / (4 * tau2**2)
+    )
 
 
 def test_bounds_hold_everywhere(case: tuple[Mixture, torch.Tensor]) -> None:
@@ -106,18 +116,31 @@ def test_flow_map_stays_within_the_exponential_of_the_integral() -> None:
 
 def test_reference_grid_of_the_paper() -> None:
     g = torch.Generator().manual_seed(0)
-    m = Mixture(torch.full((20,), 1 / 20), 10 * torch.rand(20, 64, generator=g, dtype=torch.float64) - 5, 1.0, ornstein_uhlenbeck(5.0))
-    reference = torch.tensor([0, 0.0134, 0.0288, 0.0470, 0.0693, 0.0981, 0.1386, 0.2079, 1], dtype=torch.float64)
+    m = Mixture(
+        torch.full((20,), 1 / 20),
+        10 * torch.rand(20, 64, generator=g, dtype=torch.float64) - 5,
+        1.0,
+        ornstein_uhlenbeck(5.0),
+    )
+    reference = torch.tensor(
+        [0, 0.0134, 0.0288, 0.0470, 0.0693, 0.0981, 0.1386, 0.2079, 1], dtype=torch.float64
+    )
     torch.testing.assert_close(m.stability_grid(8), reference, rtol=0, atol=5e-5)
 
 
 def test_integral_of_the_bound_has_its_closed_form() -> None:
     """sigma0 = 1: s = 1, so L = beta a^2 D0^2 / 4 and A = D0^2 (1 - exp(-2 beta T)) / 8."""
     m = mixture(ornstein_uhlenbeck(BETA), std=1.0)
-    assert m.cumulative_bound(0, 0.6) == pytest.approx(m.diameter**2 * -math.expm1(-2 * BETA * 0.6) / 8, rel=1e-6)
+    assert m.cumulative_bound(0, 0.6) == pytest.approx(
+        m.diameter**2 * -math.expm1(-2 * BETA * 0.6) / 8, rel=1e-6
+    )
 
 
-@given(n=st.integers(1, 60), values=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40), falling=st.booleans())
+@given(
+    n=st.integers(1, 60),
+    values=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40),
+    falling=st.booleans(),
+)
 def test_equal_parts_are_equal_ordered_and_keep_the_ends(n: int, values: list[float], falling: bool) -> None:
     x = torch.linspace(0.1, 3, len(values), dtype=torch.float64)
     x = x.flip(0) if falling else x
@@ -130,7 +153,11 @@ def test_equal_parts_are_equal_ordered_and_keep_the_ends(n: int, values: list[fl
 
 
 def test_equal_parts_of_a_constant_are_even() -> None:
-    torch.testing.assert_close(equal_parts(torch.tensor([0.0, 0.5, 2.0]), torch.ones(3), 4),
-                               torch.linspace(0, 2, 5, dtype=torch.float64))
-    torch.testing.assert_close(cumulative(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([1.0, 3.0, 1.0])),
-                               torch.tensor([0.0, 2.0, 6.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        equal_parts(torch.tensor([0.0, 0.5, 2.0]), torch.ones(3), 4),
+        torch.linspace(0, 2, 5, dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        cumulative(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([1.0, 3.0, 1.0])),
+        torch.tensor([0.0, 2.0, 6.0], dtype=torch.float64),
+    )

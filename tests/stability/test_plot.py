@@ -20,7 +20,10 @@ def columns(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 def test_points_stand_where_their_sigmas_are() -> None:
     r = replayed()
     middle = float((r.sigmas[0] * r.sigmas[-1]).sqrt())
-    grids = {"ours": torch.tensor([float(r.sigmas[0]), middle, 0.0]), "other": torch.tensor([float(r.sigmas[0]), 0.0])}
+    grids = {
+        "ours": torch.tensor([float(r.sigmas[0]), middle, 0.0]),
+        "other": torch.tensor([float(r.sigmas[0]), 0.0]),
+    }
     picture = draw(r, "euler", grids)
     assert picture.width == WIDTH == 1024
     pixels = np.asarray(picture)

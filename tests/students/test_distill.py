@@ -23,10 +23,11 @@ sigmas = st.floats(0.05, 50.0)
 
 
 class Gaussians:
-    """Every prompt is a Gaussian of variance 1 around its own mean, so D is known; the student is D with a shift linear in w.
+    """Every prompt is a Gaussian of variance 1 around its own mean, so D is known; the student is D with a
+    shift linear in w.
 
-    D(x, c) = (x + sigma^2 m_c) / (1 + sigma^2), D(x) around the mean of all: the guided D differs from D(x, c) by
-    w sigma^2 (m_c - m) / (1 + sigma^2), which the student can say exactly.
+    D(x, c) = (x + sigma^2 m_c) / (1 + sigma^2), D(x) around the mean of all: the guided D differs from D(x,
+    c) by w sigma^2 (m_c - m) / (1 + sigma^2), which the student can say exactly.
     """
 
     def __init__(self, prompts: int = 2) -> None:
@@ -70,21 +71,28 @@ def test_stage_one_finds_the_guided_teacher() -> None:
     trained = training(plan)
     trained.run()
     gaussians: Gaussians = trained.student  # type: ignore[assignment]
-    torch.testing.assert_close(gaussians.parameters["shift"].data, gaussians.means - gaussians.means.mean(0), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        gaussians.parameters["shift"].data, gaussians.means - gaussians.means.mean(0), rtol=0.02, atol=0.02
+    )
 
 
 @given(sigmas, sigmas, st.integers(0, 2**31))
 def test_the_one_step_target_leads_where_many_steps_led(sigma: float, below: float, seed: int) -> None:
     below, sigma = sorted((below, sigma + 0.05))
     generator = torch.Generator().manual_seed(seed)
-    x, end = torch.randn(2, *SIZE, generator=generator).double(), torch.randn(2, *SIZE, generator=generator).double()
+    x, end = (
+        torch.randn(2, *SIZE, generator=generator).double(),
+        torch.randn(2, *SIZE, generator=generator).double(),
+    )
     s, t = torch.full((2,), sigma + 0.05).double(), torch.full((2,), below).double()
     torch.testing.assert_close(objective.euler_step(x, objective.one_step_for_many(x, s, end, t), s, t), end)
 
 
 def test_the_last_step_is_to_answer_with_the_picture_itself() -> None:
     x, end = torch.randn(2, *SIZE), torch.randn(2, *SIZE)
-    torch.testing.assert_close(objective.one_step_for_many(x, torch.tensor([3.0, 9.0]), end, torch.zeros(2)), end)
+    torch.testing.assert_close(
+        objective.one_step_for_many(x, torch.tensor([3.0, 9.0]), end, torch.zeros(2)), end
+    )
 
 
 @given(st.floats(0.0, 15.0))
@@ -96,7 +104,9 @@ def test_guidance_is_that_of_cfg(w: float) -> None:
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_the_loss_is_the_error_of_the_velocity(flow: bool) -> None:
-    """v = (x / sqrt(1 + s^2) - sqrt(1 + s^2) D) / s for variance-preserving diffusion, (x - D) / sigma for flow."""
+    """v = (x / sqrt(1 + s^2) - sqrt(1 + s^2) D) / s for variance-preserving diffusion, (x - D) / sigma for
+    flow.
+    """
     x, a, b = (torch.randn(3, *SIZE, dtype=torch.float64) for _ in range(3))
     sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     s = sigma.reshape(-1, 1, 1, 1)
@@ -175,9 +185,17 @@ def test_a_state_of_another_student_is_refused() -> None:
         trained.resume({"shift": torch.zeros(9)}, {"stage": 0, "update": 0})
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    ({"scales": (8.0, 1.0)}, "lower end first"), ({"scales": (-1.0, 1.0)}, "not below 0"), ({"updates": 0}, "at least 1"),
-    ({"rate": 0.0}, "between 0 and 1"), ({"steps": 3}, "1, 2, 4, 8"), ({"steps": 16}, "1, 2, 4, 8")])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"scales": (8.0, 1.0)}, "lower end first"),
+        ({"scales": (-1.0, 1.0)}, "not below 0"),
+        ({"updates": 0}, "at least 1"),
+        ({"rate": 0.0}, "between 0 and 1"),
+        ({"steps": 3}, "1, 2, 4, 8"),
+        ({"steps": 16}, "1, 2, 4, 8"),
+    ],
+)
 def test_a_plan_that_cannot_be_is_refused(settings: dict, said: str) -> None:
     with pytest.raises(BadPlan, match=said):
         Plan(**settings)
@@ -187,32 +205,53 @@ def test_steps_are_halved_down_to_the_last() -> None:
     plan = Plan(steps=1, first_steps=8)
     stages = stages_of(plan, WORLD, levels)
     assert [(planned.stage.name, planned.updates) for planned in stages] == [
-        ("guidance", 2000), ("8 steps", 600), ("4 steps", 600), ("2 steps", 600), ("1 steps", 600)]
+        ("guidance", 2000),
+        ("8 steps", 600),
+        ("4 steps", 600),
+        ("2 steps", 600),
+        ("1 steps", 600),
+    ]
     fine = [planned.stage.fine for planned in stages[1:]]  # type: ignore[attr-defined]
     assert [len(each) - 1 for each in fine] == [32, 8, 4, 2]
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
     planned = Planned(Guidance(WORLD), 1000)
-    assert planned.rate_at(0, 1.0) < 0.05 and planned.rate_at(300, 1.0) == 1.0 and planned.rate_at(999, 1.0) < 0.01
+    assert (
+        planned.rate_at(0, 1.0) < 0.05
+        and planned.rate_at(300, 1.0) == 1.0
+        and planned.rate_at(999, 1.0) < 0.01
+    )
 
 
 def test_the_plot_shows_a_falling_loss() -> None:
     image = plot.draw([1.0 / (i + 1) for i in range(100)], 200, [50])
-    line = [(x, y) for x in range(image.width) for y in range(image.height) if image.getpixel((x, y)) == plot.LINE and x > 64 and y > 34]
+    line = [
+        (x, y)
+        for x in range(image.width)
+        for y in range(image.height)
+        if image.getpixel((x, y)) == plot.LINE and x > 64 and y > 34
+    ]
     left, right = min(line), max(line)
-    assert left[1] < right[1] and right[0] < image.width * 0.6, "it falls, and the second half of the updates is yet to come"
+    assert left[1] < right[1] and right[0] < image.width * 0.6, (
+        "it falls, and the second half of the updates is yet to come"
+    )
 
 
 def test_the_encoder_run_leads_to_noise_that_leads_back() -> None:
-    """The deterministic sampler upwards, then downwards, on a Gaussian of mean 2, whose marginals are known at both ends."""
+    """The deterministic sampler upwards, then downwards, on a Gaussian of mean 2, whose marginals are known
+    at both ends.
+    """
+
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         sigma = objective.per_row(sigma, x)
         return (x + sigma**2 * 2.0) / (1 + sigma**2)
 
     pictures = 2.0 + torch.randn(64, *SIZE, generator=torch.Generator().manual_seed(0))
     down = torch.cat([torch.logspace(2, -3, 400), torch.tensor([1e-4])])
-    noise = sample_student(model, pictures, down.flip(0), disable=True, eta=0.0, noise_sampler=torch.zeros_like)
+    noise = sample_student(
+        model, pictures, down.flip(0), disable=True, eta=0.0, noise_sampler=torch.zeros_like
+    )
     torch.testing.assert_close(noise.std() / 100.0, pictures.std(), rtol=0.05, atol=0.0)
     back = sample_student(model, noise, down, disable=True, eta=0.0, noise_sampler=torch.zeros_like)
     torch.testing.assert_close(back, pictures, rtol=0.05, atol=0.05)
@@ -220,4 +259,10 @@ def test_the_encoder_run_leads_to_noise_that_leads_back() -> None:
 
 def test_noise_is_not_added_on_the_way_up() -> None:
     with pytest.raises(BadSigmas, match="expected eta 0"):
-        sample_student(lambda x, sigma: x, torch.zeros(1, *SIZE), torch.tensor([0.1, 1.0]), eta=1.0, noise_sampler=torch.zeros_like)
+        sample_student(
+            lambda x, sigma: x,
+            torch.zeros(1, *SIZE),
+            torch.tensor([0.1, 1.0]),
+            eta=1.0,
+            noise_sampler=torch.zeros_like,
+        )

@@ -20,9 +20,15 @@ from dizzydiff.students import errors, formats, library
 @pytest.fixture(scope="module")
 def network() -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return UNet2DConditionModel(block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=8, attention_head_dim=4,
-                                down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                                time_cond_proj_dim=256)
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        time_cond_proj_dim=256,
+    )
 
 
 @pytest.fixture
@@ -34,9 +40,19 @@ def student(network: UNet2DConditionModel, tmp_path: Path) -> Path:
 
 def test_layout_is_read_off_the_shapes(network: UNet2DConditionModel) -> None:
     layout = formats.read_layout(network.state_dict(), "s")
-    expected = {"in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
-                "transformer_depth": [0, 0], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
-                "context_dim": 8, "use_linear_in_transformer": False, "adm_in_channels": None}
+    expected = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 32,
+        "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [0, 0],
+        "transformer_depth_middle": 1,
+        "transformer_depth_output": [0, 0, 1, 1],
+        "context_dim": 8,
+        "use_linear_in_transformer": False,
+        "adm_in_channels": None,
+    }
     assert {key: layout[key] for key in expected} == expected
 
 
@@ -48,7 +64,9 @@ def test_width_ratios_give_whole_channels_on_both_sides(first: int, channels: in
 
 
 @pytest.mark.parametrize("prefix", formats.PREFIXES)
-def test_prefixes_are_stripped_and_other_models_of_the_file_left_out(network: UNet2DConditionModel, prefix: str) -> None:
+def test_prefixes_are_stripped_and_other_models_of_the_file_left_out(
+    network: UNet2DConditionModel, prefix: str
+) -> None:
     weights = {prefix + key: t for key, t in network.state_dict().items()}
     if prefix:
         weights["first_stage_model.quant_conv.weight"] = torch.zeros(1)
@@ -62,9 +80,14 @@ def test_weights_stay_on_disk(student: Path, network: UNet2DConditionModel) -> N
     assert not mapped.exists() or student.name in mapped.read_text()
 
 
-@pytest.mark.parametrize(("heads", "expected"), [
-    (3, (3, -1)), ([2, 2], (2, -1)), ([1, 2], (-1, 32)),
-])
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        (3, (3, -1)),
+        ([2, 2], (2, -1)),
+        ([1, 2], (-1, 32)),
+    ],
+)
 def test_heads_of_a_config(heads: int | list[int], expected: tuple[int, int]) -> None:
     layout = {"model_channels": 32, "channel_mult": [1, 2], "use_linear_in_transformer": False}
     found = formats.read_heads(layout, {"attention_head_dim": heads}, "s")
@@ -91,7 +114,10 @@ def test_pickles_are_refused_unopened(tmp_path: Path, name: str) -> None:
             return (Path.touch, (tmp_path / "opened",))
 
     path = tmp_path / name
-    for write in (lambda: path.write_bytes(pickle.dumps({"weights": Trap()})), lambda: torch.save({"weights": Trap()}, path)):
+    for write in (
+        lambda: path.write_bytes(pickle.dumps({"weights": Trap()})),
+        lambda: torch.save({"weights": Trap()}, path),
+    ):
         write()
         with pytest.raises(errors.NotSafetensors, match=r"pickle.*\.safetensors"):
             formats.read_weights([path])
@@ -113,7 +139,11 @@ def test_disappeared_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
 def test_one_bad_number_is_found_and_named(value: float, dtype: torch.dtype) -> None:
-    weights = {"good": torch.ones(3).to(dtype), "bad.weight": torch.tensor([1.0, value, 2.0]).to(dtype), "ids": torch.arange(3)}
+    weights = {
+        "good": torch.ones(3).to(dtype),
+        "bad.weight": torch.tensor([1.0, value, 2.0]).to(dtype),
+        "ids": torch.arange(3),
+    }
     with pytest.raises(errors.NotFinite, match=r"s: bad\.weight"):
         formats.check_finite(weights, "s")
     del weights["bad.weight"]
@@ -121,23 +151,30 @@ def test_one_bad_number_is_found_and_named(value: float, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("shape", [(31, 256), (256,), (32, 16, 16)])
-def test_projection_that_does_not_fit_the_network(network: UNet2DConditionModel, shape: tuple[int, ...]) -> None:
+def test_projection_that_does_not_fit_the_network(
+    network: UNet2DConditionModel, shape: tuple[int, ...]
+) -> None:
     weights = {**network.state_dict(), formats.GUIDANCE_KEY: torch.zeros(shape)}
     with pytest.raises(errors.WrongGuidanceShape, match=r"32, 256, 512 or 1024"):
         formats.guidance_width(weights, "s")
 
 
-@pytest.mark.parametrize(("key", "value", "error"), [
-    ("block_out_channels", [32, 96], errors.ConfigMismatch),
-    ("layers_per_block", 2, errors.ConfigMismatch),
-    ("cross_attention_dim", 768, errors.ConfigMismatch),
-    ("time_cond_proj_dim", 512, errors.ConfigMismatch),
-    ("time_cond_proj_dim", None, errors.ConfigMismatch),
-    ("in_channels", 9, errors.ConfigMismatch),
-    ("act_fn", "gelu", errors.UnsupportedModel),
-    ("norm_num_groups", 16, errors.UnsupportedModel),
-])
-def test_config_that_disagrees(network: UNet2DConditionModel, key: str, value: object, error: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("block_out_channels", [32, 96], errors.ConfigMismatch),
+        ("layers_per_block", 2, errors.ConfigMismatch),
+        ("cross_attention_dim", 768, errors.ConfigMismatch),
+        ("time_cond_proj_dim", 512, errors.ConfigMismatch),
+        ("time_cond_proj_dim", None, errors.ConfigMismatch),
+        ("in_channels", 9, errors.ConfigMismatch),
+        ("act_fn", "gelu", errors.UnsupportedModel),
+        ("norm_num_groups", 16, errors.UnsupportedModel),
+    ],
+)
+def test_config_that_disagrees(
+    network: UNet2DConditionModel, key: str, value: object, error: type[Exception]
+) -> None:
     layout = formats.read_layout(network.state_dict(), "s")
     formats.check_config(dict(network.config), layout, 256, "s")
     with pytest.raises(error, match=key):
@@ -151,7 +188,9 @@ def test_broken_json(tmp_path: Path, text: str) -> None:
         formats.read_json(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("name", ["../secret", "a/../../b", "/etc/passwd", "\\\\host\\share", "C:\\model", "a\\..\\b", ""])
+@pytest.mark.parametrize(
+    "name", ["../secret", "a/../../b", "/etc/passwd", "\\\\host\\share", "C:\\model", "a\\..\\b", ""]
+)
 def test_names_cannot_leave_the_models_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(errors.OutsideModelsFolder):
         formats.inside(tmp_path, name)
@@ -170,9 +209,22 @@ def test_families_are_told_apart_by_their_keys() -> None:
 
 
 def test_schedule_of_a_config() -> None:
-    v = formats.read_schedule({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-                               "beta_end": 0.02, "prediction_type": "v_prediction"}, "s")
-    assert (v.prediction, v.settings["beta_schedule"], v.settings["linear_end"], v.lcm_steps) == ("v", "linear", 0.02, None)
+    v = formats.read_schedule(
+        {
+            "_class_name": "DDIMScheduler",
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.02,
+            "prediction_type": "v_prediction",
+        },
+        "s",
+    )
+    assert (v.prediction, v.settings["beta_schedule"], v.settings["linear_end"], v.lcm_steps) == (
+        "v",
+        "linear",
+        0.02,
+        None,
+    )
     lcm = formats.read_schedule({"_class_name": "LCMScheduler", "original_inference_steps": 40}, "s")
     assert (lcm.prediction, lcm.settings["linear_end"], lcm.lcm_steps) == ("eps", 0.012, 40)
     flow = formats.read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "s")
@@ -180,7 +232,9 @@ def test_schedule_of_a_config() -> None:
     assert formats.read_schedule(None, "s").prediction is None
 
 
-@pytest.mark.parametrize("config", [{"prediction_type": "sigma"}, {"prediction_type": "epsilon", "beta_schedule": "exponential"}])
+@pytest.mark.parametrize(
+    "config", [{"prediction_type": "sigma"}, {"prediction_type": "epsilon", "beta_schedule": "exponential"}]
+)
 def test_schedule_that_core_does_not_have(config: dict[str, str]) -> None:
     with pytest.raises(errors.UnsupportedModel, match="scheduler"):
         formats.read_schedule(config, "s")
@@ -200,7 +254,10 @@ def test_pipelines_are_listed_by_their_unets(tmp_path: Path) -> None:
     (diffusers / "nested" / "mine" / "model_index.json").write_text("{}")
     names = list(library.pipeline_unets([diffusers], embedded))
     assert names == ["tiny", "tiny/teacher", "nested/mine", "nested/mine/teacher"]
-    assert library.find_pipeline("nested/mine/teacher", [diffusers], embedded) == diffusers / "nested/mine/teacher"
+    assert (
+        library.find_pipeline("nested/mine/teacher", [diffusers], embedded)
+        == diffusers / "nested/mine/teacher"
+    )
     with pytest.raises(errors.MissingFile, match="other"):
         library.find_pipeline("other", [diffusers], embedded)
 
@@ -215,6 +272,9 @@ def test_folder_of_pickles_and_empty_folder_say_what_to_do(tmp_path: Path) -> No
 
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     for n in (1, 2):
-        save_file({f"w{n}": torch.full((2,), float(n))}, tmp_path / f"diffusion_pytorch_model-0000{n}-of-00002.safetensors")
+        save_file(
+            {f"w{n}": torch.full((2,), float(n))},
+            tmp_path / f"diffusion_pytorch_model-0000{n}-of-00002.safetensors",
+        )
     weights, _ = formats.read_weights(formats.weight_files(tmp_path))
     assert sorted(weights) == ["w1", "w2"]

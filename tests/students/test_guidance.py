@@ -38,8 +38,12 @@ def test_embedding_in_fp32_is_the_float64_one(width: int, milliweight: int) -> N
     """Within the rounding of the largest angle, 1000 w, in fp32."""
     e = fourier_embedding(torch.tensor([milliweight]), width)
     assert e.dtype == torch.float32
-    torch.testing.assert_close(e[0].double(), torch.tensor(exact_embedding(milliweight, width), dtype=torch.float64),
-                               rtol=0, atol=1e-6 + 4e-7 * abs(milliweight))
+    torch.testing.assert_close(
+        e[0].double(),
+        torch.tensor(exact_embedding(milliweight, width), dtype=torch.float64),
+        rtol=0,
+        atol=1e-6 + 4e-7 * abs(milliweight),
+    )
 
 
 @pytest.mark.parametrize("g", [1.0, 3.5, 8.0, 13.0])
@@ -47,7 +51,9 @@ def test_embedding_is_diffusers(g: float) -> None:
     w = torch.tensor([g - 1.0])
     theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, w, embedding_dim=256)
     lcm = guidance_input(256, {}, "lcm")
-    torch.testing.assert_close(guidance_embedding(lcm.milliweights(torch.tensor([g])), lcm), theirs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        guidance_embedding(lcm.milliweights(torch.tensor([g])), lcm), theirs, rtol=0, atol=1e-4
+    )
 
 
 @given(st.lists(st.integers(0, 20_000), min_size=1, max_size=5))
@@ -59,7 +65,9 @@ def test_rows_are_embedded_one_by_one(milliweights: list[int]) -> None:
 
 
 @given(low=st.floats(0, 5), width=st.floats(0.5, 20), entries=st.sampled_from([256, 512]))
-def test_slow_entries_are_those_that_turn_at_most_once_over_the_trained_range(low: float, width: float, entries: int) -> None:
+def test_slow_entries_are_those_that_turn_at_most_once_over_the_trained_range(
+    low: float, width: float, entries: int
+) -> None:
     slow = slow_entries(GuidanceInput(entries, 1.0, (low, low + width)))
     half = entries // 2
     for j in range(half):
@@ -71,13 +79,19 @@ def test_slow_entries_are_those_that_turn_at_most_once_over_the_trained_range(lo
 def test_two_signals_stand_side_by_side() -> None:
     two = GuidanceInput(1024, 0.0, None)
     e = guidance_embedding(torch.tensor([[2000, 700]]), two)
-    torch.testing.assert_close(e, torch.cat([fourier_embedding(torch.tensor([w]), 512) for w in (2000, 700)], dim=1))
-    assert torch.equal(guidance_embedding(torch.tensor([700]), two), guidance_embedding(torch.tensor([[700, 700]]), two))
+    torch.testing.assert_close(
+        e, torch.cat([fourier_embedding(torch.tensor([w]), 512) for w in (2000, 700)], dim=1)
+    )
+    assert torch.equal(
+        guidance_embedding(torch.tensor([700]), two), guidance_embedding(torch.tensor([[700, 700]]), two)
+    )
 
 
 @given(SCALES, st.sampled_from(["g - 1", "g"]))
 def test_weights_are_whole_thousandths_of_the_declared_convention(g: float, declared: str) -> None:
-    w = guidance_input(256, {"guidance_weight": declared}, "student").milliweights(torch.tensor([g], dtype=torch.float64))
+    w = guidance_input(256, {"guidance_weight": declared}, "student").milliweights(
+        torch.tensor([g], dtype=torch.float64)
+    )
     assert w.dtype == torch.int64
     assert abs(int(w) - 1000 * (g - (declared == "g - 1"))) <= 0.5 + 1e-9
 
@@ -90,7 +104,9 @@ def test_conventions_of_the_families() -> None:
     assert tiny == GuidanceInput(256, 1.0, (1.0, 8.0))
 
 
-@pytest.mark.parametrize(("scale_range", "default"), [(None, 4.0), ((1.0, 8.0), 4.0), ((5.0, 9.0), 5.0), ((1.0, 2.0), 2.0)])
+@pytest.mark.parametrize(
+    ("scale_range", "default"), [(None, 4.0), ((1.0, 8.0), 4.0), ((5.0, 9.0), 5.0), ((1.0, 2.0), 2.0)]
+)
 def test_default_is_4_within_the_range(scale_range: tuple[float, float] | None, default: float) -> None:
     assert GuidanceInput(256, 1.0, scale_range).default_scale == default
 
@@ -101,7 +117,9 @@ def test_a_warning_names_the_range_exactly_when_g_is_outside(low: float, high: f
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("logging.warning", lambda message, *args: messages.append(message % args))
-        GuidanceInput(256, 1.0, (low, high)).warn_outside(torch.tensor([g], dtype=torch.float64), "student.safetensors")
+        GuidanceInput(256, 1.0, (low, high)).warn_outside(
+            torch.tensor([g], dtype=torch.float64), "student.safetensors"
+        )
     assert bool(messages) == (not low <= g <= high)
     assert all("student.safetensors" in m and f"{low:g} to {high:g}" in m for m in messages)
 
@@ -112,8 +130,16 @@ def test_unknown_widths_are_refused(width: int) -> None:
         guidance_input(width, {}, "s.safetensors")
 
 
-@pytest.mark.parametrize("settings", [{"guidance_weight": "2g"}, {"guidance_scale_range": [8, 1]}, {"guidance_scale_range": "all"},
-                                      {"guidance_scale_range": [1, float("nan")]}, {"guidance_scale_range": [1]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance_weight": "2g"},
+        {"guidance_scale_range": [8, 1]},
+        {"guidance_scale_range": "all"},
+        {"guidance_scale_range": [1, float("nan")]},
+        {"guidance_scale_range": [1]},
+    ],
+)
 def test_unreadable_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ConfigMismatch, match="guidance_"):
         guidance_input(256, settings, "s")
@@ -124,7 +150,9 @@ def test_scales_survive_writing_and_reading(scales: list[float], separator: str)
     assert parse_scales(separator.join(repr(g) for g in scales)) == scales
 
 
-@pytest.mark.parametrize("text", ["", " , ", "1, two", "1,,x", "nan", "inf", "-1", "1e9", "1..2", "__import__('os')"])
+@pytest.mark.parametrize(
+    "text", ["", " , ", "1, two", "1,,x", "nan", "inf", "-1", "1e9", "1..2", "__import__('os')"]
+)
 def test_unreadable_scales_are_shown_back(text: str) -> None:
     with pytest.raises(BadScales) as error:
         parse_scales(text)

@@ -31,11 +31,15 @@ SIGMAS = st.lists(st.floats(0.05, 20.0), min_size=1, max_size=8, unique=True).ma
 
 @given(SIGMAS)
 def test_deterministic_sampler_is_a_product_of_ddim_factors(sigmas: torch.Tensor) -> None:
-    """On a Gaussian every step multiplies x: D = s x with s = V / (V + sigma^2), x' = (s + (1 - s) sigma' / sigma) x."""
+    """On a Gaussian every step multiplies x: D = s x with s = V / (V + sigma^2), x' = (s + (1 - s) sigma' /
+    sigma) x.
+    """
     x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     shrink = VARIANCE / (VARIANCE + sigmas[:-1] ** 2)
     factor = (shrink + (1 - shrink) * sigmas[1:] / sigmas[:-1]).prod()
-    torch.testing.assert_close(sample_student(gaussian, x, sigmas, disable=True, eta=0.0, noise_sampler=no_noise), factor * x)
+    torch.testing.assert_close(
+        sample_student(gaussian, x, sigmas, disable=True, eta=0.0, noise_sampler=no_noise), factor * x
+    )
 
 
 @given(SIGMAS, st.floats(0.05, 1.0))
@@ -62,20 +66,31 @@ def test_stochastic_sampler_has_the_closed_forms_variance(sigmas: torch.Tensor, 
 
 
 def test_each_call_of_the_stochastic_sampler_steps_twice_the_length() -> None:
-    """A model whose answer is 0 scales x by sigma_k / sigma_t, sigma_k two steps on; then noise fills up to sigma_s."""
+    """A model whose answer is 0 scales x by sigma_k / sigma_t, sigma_k two steps on; then noise fills up to
+    sigma_s.
+    """
     sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
     seen: list[tuple[float, float]] = []
-    sample_student(lambda x, sigma: torch.zeros_like(x), torch.full((1, 1), 8.0, dtype=torch.float64), sigmas, disable=True,
-                   callback=lambda state: seen.append((float(state["sigma"]), float(state["x"]))),
-                   noise_sampler=lambda sigma, following: torch.zeros(1, 1, dtype=torch.float64))
+    sample_student(
+        lambda x, sigma: torch.zeros_like(x),
+        torch.full((1, 1), 8.0, dtype=torch.float64),
+        sigmas,
+        disable=True,
+        callback=lambda state: seen.append((float(state["sigma"]), float(state["x"]))),
+        noise_sampler=lambda sigma, following: torch.zeros(1, 1, dtype=torch.float64),
+    )
     assert seen == [(8.0, 8.0), (4.0, 2.0), (2.0, 0.5), (1.0, 0.0)]
 
 
 @given(sigma_k=st.floats(0.0, 5.0), up=st.floats(0.0, 5.0))
 def test_renoising_adds_exactly_the_missing_variance(sigma_k: float, up: float) -> None:
     k, s = torch.tensor(sigma_k, dtype=torch.float64), torch.tensor(sigma_k + up, dtype=torch.float64)
-    signal_part = renoise(torch.ones(1, dtype=torch.float64), k, s, torch.zeros(1, dtype=torch.float64), unit_signal)
-    noise_part = renoise(torch.zeros(1, dtype=torch.float64), k, s, torch.ones(1, dtype=torch.float64), unit_signal)
+    signal_part = renoise(
+        torch.ones(1, dtype=torch.float64), k, s, torch.zeros(1, dtype=torch.float64), unit_signal
+    )
+    noise_part = renoise(
+        torch.zeros(1, dtype=torch.float64), k, s, torch.ones(1, dtype=torch.float64), unit_signal
+    )
     assert float(signal_part) == 1.0
     assert float(noise_part**2 + k**2) == pytest.approx(float(s**2), abs=1e-9)
 

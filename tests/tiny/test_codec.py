@@ -21,9 +21,13 @@ def autoencoder():
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 4))
 def test_the_written_encoder_is_the_closed_form(autoencoder, seed, rows, columns):
-    pictures = torch.rand(2, 3, 8 * rows, 8 * columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pictures = torch.rand(
+        2, 3, 8 * rows, 8 * columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     with torch.inference_mode():
-        torch.testing.assert_close(autoencoder.encode(2 * pictures - 1).latents, codec.encode(pictures), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            autoencoder.encode(2 * pictures - 1).latents, codec.encode(pictures), rtol=0, atol=1e-5
+        )
 
 
 def test_the_gradient_channel_tells_where_an_edge_runs():
@@ -40,10 +44,15 @@ def test_the_untrained_decoder_repeats_the_block_means():
     z = torch.zeros(1, 4, 3, 3).uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         picture = model.decode(z).sample * 0.5 + 0.5
-    torch.testing.assert_close(picture, (torch.tanh(z[:, :3] / 3) * 3 * codec.SCALE + 0.5).repeat_interleave(8, 2).repeat_interleave(8, 3))
+    torch.testing.assert_close(
+        picture,
+        (torch.tanh(z[:, :3] / 3) * 3 * codec.SCALE + 0.5).repeat_interleave(8, 2).repeat_interleave(8, 3),
+    )
 
 
 def test_captions_drawn_in_training_have_latents_of_unit_size():
     rng = random.Random(0)
-    pictures = [data.picture_tensor(scene.draw(scene.random_caption(rng, 1 + i % 2), rng)) for i in range(200)]
+    pictures = [
+        data.picture_tensor(scene.draw(scene.random_caption(rng, 1 + i % 2), rng)) for i in range(200)
+    ]
     assert 0.7 < codec.encode(torch.stack(pictures)).std() < 1.2

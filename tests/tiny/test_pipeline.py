@@ -44,7 +44,9 @@ def test_the_scheduler_is_the_one_the_networks_were_trained_for(tiny):
 def test_the_shipped_autoencoder_encodes_in_closed_form_and_gives_the_picture_back(tiny):
     autoencoder = loaded(AutoencoderTiny, tiny / "vae")
     rng = random.Random(3)
-    pictures = torch.stack([data.picture_tensor(scene.draw(scene.random_caption(rng, 1 + i % 2), rng)) for i in range(8)])
+    pictures = torch.stack(
+        [data.picture_tensor(scene.draw(scene.random_caption(rng, 1 + i % 2), rng)) for i in range(8)]
+    )
     with torch.inference_mode():
         z = autoencoder.encode(2 * pictures - 1).latents
         back = autoencoder.decode(z).sample / 2 + 0.5
@@ -53,7 +55,9 @@ def test_the_shipped_autoencoder_encodes_in_closed_form_and_gives_the_picture_ba
 
 
 def test_the_student_draws_as_well_as_was_measured(tiny, quality, tokens):
-    """64 captions at g = 4 in 20 steps: at least the measured share, less three standard deviations of such a sample."""
+    """64 captions at g = 4 in 20 steps: at least the measured share, less three standard deviations of such a
+    sample.
+    """
     student = loaded(UNet2DConditionModel, tiny / "unet")
     text = loaded(CLIPTextModel, tiny / "text_encoder")
     decoder = loaded(AutoencoderTiny, tiny / "vae").decoder
@@ -61,10 +65,15 @@ def test_the_student_draws_as_well_as_was_measured(tiny, quality, tokens):
     with torch.inference_mode():
         contexts = text(tokens([str(caption) for caption in captions])).last_hidden_state
     diffusion = Diffusion.of(networks.scheduler())
-    images = evaluate.draw_captions(evaluate.student_velocity(student, 4), contexts, decoder, diffusion, 20, seed=1)
+    images = evaluate.draw_captions(
+        evaluate.student_velocity(student, 4), contexts, decoder, diffusion, 20, seed=1
+    )
     measured = next(row["student"] for row in quality["same_g"] if row["g"] == 4)
     share = measured / 100
-    assert evaluate.accuracy(captions, images) >= measured - 300 * math.sqrt(share * (1 - share) / len(captions)) - 2
+    assert (
+        evaluate.accuracy(captions, images)
+        >= measured - 300 * math.sqrt(share * (1 - share) / len(captions)) - 2
+    )
 
 
 def test_guidance_makes_a_difference_that_grows(tiny, tokens):
@@ -73,6 +82,9 @@ def test_guidance_makes_a_difference_that_grows(tiny, tokens):
     noise = torch.randn(4, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         context = text(tokens(["a red circle on white"])).last_hidden_state.expand(4, -1, -1)
-        v = {g: evaluate.student_velocity(student, g)(noise, torch.full((4,), 900), context) for g in (1, 2, 4, 8)}
+        v = {
+            g: evaluate.student_velocity(student, g)(noise, torch.full((4,), 900), context)
+            for g in (1, 2, 4, 8)
+        }
     steps = [(v[g] - v[1]).norm().item() for g in (2, 4, 8)]
     assert 0 < steps[0] < steps[1] < steps[2]

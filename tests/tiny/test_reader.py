@@ -39,11 +39,17 @@ def test_a_drawing_satisfies_another_caption_only_if_that_one_is_true_of_it(capt
     def says_true(order):
         return scene.fits(other, order) and all(
             (shape.colour, shape.shape) == (thing.colour, thing.shape)
-            and (thing.size is None or scene.SIZES[thing.size][0] <= shape.width <= scene.SIZES[thing.size][1])
+            and (
+                thing.size is None or scene.SIZES[thing.size][0] <= shape.width <= scene.SIZES[thing.size][1]
+            )
             for shape, thing in zip(order, other.things, strict=True)
         )
 
-    true = other.background == caption.background and len(placed) == len(other.things) and (says_true(placed) or says_true(placed[::-1]))
+    true = (
+        other.background == caption.background
+        and len(placed) == len(other.things)
+        and (says_true(placed) or says_true(placed[::-1]))
+    )
     clear = all(abs(abs(a.x - b.x) - abs(a.y - b.y)) > 2 for a, b in itertools.pairwise(placed))
     if clear and not other.place:
         assert reader.satisfies(other, reader.read(scene.paint(placed, caption.background))) == true

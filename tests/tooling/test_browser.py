@@ -34,7 +34,11 @@ def test_the_browser_that_is_named_wins(bare: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_apt_installs_it_where_we_may(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browser, "run_logged", lambda command, log: program(bare / "chromium") if "install" in command else None)
+    monkeypatch.setattr(
+        browser,
+        "run_logged",
+        lambda command, log: program(bare / "chromium") if "install" in command else None,
+    )
     assert browser.provide(bare / "log") == bare / "chromium"
 
 

@@ -28,8 +28,12 @@ def test_the_comfyui_that_holds_the_clone_is_used(tmp_path: Path) -> None:
     assert (chosen.path, chosen.release) == (enclosing, None)
 
 
-@pytest.mark.parametrize(("named", "used"), [(None, "0.30.0"), ("", "0.30.0"), ("0.30.0", "0.30.0"), ("0.27.0", "0.27.0")])
-def test_without_a_comfyui_a_release_inside_the_clone_is_used(named: str | None, used: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "used"), [(None, "0.30.0"), ("", "0.30.0"), ("0.30.0", "0.30.0"), ("0.27.0", "0.27.0")]
+)
+def test_without_a_comfyui_a_release_inside_the_clone_is_used(
+    named: str | None, used: str, tmp_path: Path
+) -> None:
     chosen = locate(tmp_path / "custom_nodes" / "pack", {} if named is None else {"COMFYUI_RELEASE": named})
     assert chosen.path.is_relative_to(tmp_path / "custom_nodes" / "pack")
     assert used in chosen.path.name

@@ -23,31 +23,49 @@ HEAVY = ("torch", "diffusers", "transformers", "matplotlib", "triton", "comfy", 
 
 def test_loading_the_pack_imports_nothing_heavy(root: Path) -> None:
     script = f"""
-import runpy, sys
-runpy.run_path({str(root / "devtools" / "package.py")!r})["load_package"]("dizzydiff", __import__("pathlib").Path({str(root)!r}))
+import pathlib, runpy, sys
+load_package = runpy.run_path({str(root / "devtools" / "package.py")!r})["load_package"]
+load_package("dizzydiff", pathlib.Path({str(root)!r}))
 print(*[name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-P", "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""
 
 
 def test_every_source_file_names_its_licence(root: Path) -> None:
     folders = ("nodes", "students", "tiny", "tests", "devtools", "benchmarks")
-    files = [root / "__init__.py", root / "dev.py", *(file for folder in folders for file in (root / folder).rglob("*.py"))]
-    assert not [file for file in files if file.stat().st_size and "SPDX-License-Identifier: GPL-3.0-or-later" not in file.read_text()[:200]]
+    files = [
+        root / "__init__.py",
+        root / "dev.py",
+        *(file for folder in folders for file in (root / folder).rglob("*.py")),
+    ]
+    assert not [
+        file
+        for file in files
+        if file.stat().st_size and "SPDX-License-Identifier: GPL-3.0-or-later" not in file.read_text()[:200]
+    ]
 
 
 def test_the_registry_finds_what_it_needs(root: Path) -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     assert settings["project"]["name"] == "dizzydiff"
     assert {"version", "license", "requires-python", "urls"} <= settings["project"].keys()
-    assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= settings["tool"]["comfy"].keys()
+    assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= settings["tool"][
+        "comfy"
+    ].keys()
 
 
 def test_icon_and_banner_are_where_the_registry_is_told_and_of_its_shapes(root: Path) -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text())
-    here = settings["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main/"
-    icon, banner = (Image.open(root / settings["tool"]["comfy"][name].removeprefix(here)) for name in ("Icon", "Banner"))
+    here = (
+        settings["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
+        + "/main/"
+    )
+    icon, banner = (
+        Image.open(root / settings["tool"]["comfy"][name].removeprefix(here)) for name in ("Icon", "Banner")
+    )
     assert icon.width == icon.height <= 400
     assert banner.width * 9 == banner.height * 21
 
@@ -66,12 +84,17 @@ def test_development_packages_are_pinned(name: str, root: Path) -> None:
 def test_the_registrys_own_tool_accepts_the_pack(root: Path, tmp_path: Path) -> None:
     private = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-P", "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
-    done = subprocess.run(command, cwd=root, env=environment(private), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=root, env=environment(private), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("version", "older"), [("0.26.9", True), ("0.3.75", True), ("0.27.0", False), ("0.30.0", False), ("1.0", False)])
+@pytest.mark.parametrize(
+    ("version", "older"),
+    [("0.26.9", True), ("0.3.75", True), ("0.27.0", False), ("0.30.0", False), ("1.0", False)],
+)
 def test_an_older_comfyui_is_told_apart(version: str, older: bool, root: Path) -> None:
     import dizzydiff
 
@@ -80,7 +103,9 @@ def test_an_older_comfyui_is_told_apart(version: str, older: bool, root: Path) -
     assert settings["tool"]["comfy"]["requires-comfyui"] == f">={dizzydiff.OLDEST_COMFYUI}"
 
 
-def test_an_older_comfyui_gets_one_line_and_no_nodes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_comfyui_gets_one_line_and_no_nodes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import dizzydiff
 
     latest = types.SimpleNamespace(ComfyExtension=object, io=None)
@@ -90,7 +115,10 @@ def test_an_older_comfyui_gets_one_line_and_no_nodes(monkeypatch: pytest.MonkeyP
     extension = asyncio.run(dizzydiff.comfy_entrypoint())
     assert asyncio.run(extension.get_node_list()) == []
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "DizzyDiff needs ComfyUI 0.27.0 or newer, and this is 0.26.0. Update ComfyUI to get its nodes."
+    assert (
+        line
+        == "DizzyDiff needs ComfyUI 0.27.0 or newer, and this is 0.26.0. Update ComfyUI to get its nodes."
+    )
 
 
 def pictures(text: str) -> list[str]:
@@ -98,24 +126,50 @@ def pictures(text: str) -> list[str]:
 
 
 def test_every_picture_that_a_page_shows_is_there(root: Path) -> None:
-    """ComfyUI looks for the pictures of a help page in web/docs, also where the page is a translation in a folder of its own."""
+    """ComfyUI looks for the pictures of a help page in web/docs, also where the page is a translation in a
+    folder of its own.
+    """
     helps = root / "web" / "docs"
-    pages = {page: page.parent for page in (root / "README.md", *(root / "docs").glob("*.md"))} | dict.fromkeys(helps.rglob("*.md"), helps)
-    shown = [(page, folder / name) for page, folder in pages.items() for name in pictures(page.read_text(encoding="utf-8"))]
+    pages = {
+        page: page.parent for page in (root / "README.md", *(root / "docs").glob("*.md"))
+    } | dict.fromkeys(helps.rglob("*.md"), helps)
+    shown = [
+        (page, folder / name)
+        for page, folder in pages.items()
+        for name in pictures(page.read_text(encoding="utf-8"))
+    ]
     assert len(shown) >= 10
-    assert not [f"{page.relative_to(root)}: {picture.name}" for page, picture in shown if not picture.is_file()]
+    assert not [
+        f"{page.relative_to(root)}: {picture.name}" for page, picture in shown if not picture.is_file()
+    ]
 
 
 def test_every_help_page_says_the_same_in_chinese(root: Path) -> None:
-    pages, nodes = root / "web" / "docs", json.loads((root / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert {page.stem for page in pages.glob("*.md")} == {page.parent.name for page in pages.glob("*/zh.md")} == nodes.keys()
+    pages, nodes = (
+        root / "web" / "docs",
+        json.loads((root / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8")),
+    )
+    assert (
+        {page.stem for page in pages.glob("*.md")}
+        == {page.parent.name for page in pages.glob("*/zh.md")}
+        == nodes.keys()
+    )
     for kind, node in nodes.items():
-        english, chinese = ((pages / name).read_text(encoding="utf-8") for name in (f"{kind}.md", f"{kind}/zh.md"))
+        english, chinese = (
+            (pages / name).read_text(encoding="utf-8") for name in (f"{kind}.md", f"{kind}/zh.md")
+        )
         assert chinese.startswith(f"# {node['display_name']}\n"), kind
         named = set(re.findall(r"\*\*([^*]+)\*\*", english)) & node["inputs"].keys()
-        assert set(re.findall(r"\*\*([^*]+)\*\*（`(\w+)`）", chinese)) == {(node["inputs"][name]["name"], name) for name in named}, kind
-        for alike in (r"\d+(?:\.\d+)?", r"(?m)^(?:#+|-|\d\.|\||!) *"):  # numbers; headings, points, rows and pictures
-            assert Counter(re.findall(alike, chinese, re.ASCII)) == Counter(re.findall(alike, english, re.ASCII)), kind
+        assert set(re.findall(r"\*\*([^*]+)\*\*（`(\w+)`）", chinese)) == {
+            (node["inputs"][name]["name"], name) for name in named
+        }, kind
+        for alike in (
+            r"\d+(?:\.\d+)?",
+            r"(?m)^(?:#+|-|\d\.|\||!) *",
+        ):  # numbers; headings, points, rows and pictures
+            assert Counter(re.findall(alike, chinese, re.ASCII)) == Counter(
+                re.findall(alike, english, re.ASCII)
+            ), kind
         code = r"`([^`]+)`"
         assert set(re.findall(code, english)) <= set(re.findall(code, chinese)), kind
         assert pictures(chinese) == pictures(english), kind

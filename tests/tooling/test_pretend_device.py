@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pretended device computes what the host computes, books what a GPU would be asked to do, and refuses what a GPU refuses."""
+"""The pretended device computes what the host computes, books what a GPU would be asked to do, and refuses
+what a GPU refuses.
+"""
 
 from __future__ import annotations
 

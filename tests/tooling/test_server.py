@@ -39,7 +39,11 @@ def test_it_is_stopped_when_the_work_fails(tmp_path: Path) -> None:
     assert servers[0].process.poll() is not None
 
 
-@pytest.mark.parametrize(("program", "words"), [(BREAKS, "the database is broken"), (HANGS, "still loading")], ids=["breaks", "hangs"])
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [(BREAKS, "the database is broken"), (HANGS, "still loading")],
+    ids=["breaks", "hangs"],
+)
 def test_a_server_that_does_not_start_says_so_with_its_log(
     program: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

