@@ -202,9 +202,9 @@ class DraftRefineKSampler(io.ComfyNode):
         reports: list[Report] = []
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
-            mode,
+            mode,  # type: ignore[arg-type]
             width,
-            tolerance,  # type: ignore[arg-type]
+            tolerance,
             on_report=reports.append,
         )
         sigmas = comfy.samplers.KSampler(

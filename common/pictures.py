@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pillow pictures as ComfyUI's IMAGE, and what plots with logarithmic axes share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageFont
+from torch import Tensor
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+Colour = tuple[int, int, int]
+
+
+def image_of(picture: Image.Image) -> Tensor:
+    """An RGB picture as IMAGE: [1, H, W, 3] in [0, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+@dataclass(frozen=True)
+class LogAxis:
+    """Positions in pixels on a logarithmic axis: ``low`` > 0 lies at ``start``, ``high`` at ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return self.start + (self.end - self.start) * share
+
+    def decades(self) -> list[float]:
+        """The powers of ten on the axis, ends included."""
+        first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+        return [10.0**power for power in range(first, last + 1)]
