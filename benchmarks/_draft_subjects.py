@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._mixture import Mixture
+from ._mixture import DiagonalMixture
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a small red circle left of a blue square on white"
@@ -37,8 +37,8 @@ class Subject:
 
 def subjects(teacher: bool) -> Iterator[Subject]:
     """Two mixtures, the embedded teacher with CFG 4 if asked for, the embedded student."""
-    yield mixture("mixture A", Mixture(0, 6, 0.15, sampling()))
-    yield mixture("mixture B", Mixture(1, 3, 0.5, sampling()))
+    yield mixture("mixture A", DiagonalMixture(0, 6, 0.15, sampling()))
+    yield mixture("mixture B", DiagonalMixture(1, 3, 0.5, sampling()))
     if teacher:
         yield embedded("tiny/teacher", 4.0)
     yield embedded("tiny", 1.0)
@@ -54,7 +54,7 @@ def sampling() -> Any:
     return Sampling()
 
 
-def mixture(name: str, model: Mixture) -> Subject:
+def mixture(name: str, model: DiagonalMixture) -> Subject:
     """A mixture inside ComfyUI's own sampler call, with the guider's part played by the mixture."""
     import comfy.samplers
 

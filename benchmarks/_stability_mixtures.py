@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..stability.mixture import Mixture, flow, variance_exploding
 from ..stability.profile import Effort, Profile, level_sigmas, measure
+from ._mixture import IsotropicMixture, flow, variance_exploding
 
 CALIBRATION_SEED, SEED = 7, 100
 
@@ -79,7 +79,7 @@ def mixture_case(name: str, means: Tensor, std: float, seeds: int, of_flow: bool
     if of_flow:
         sampling.set_parameters(shift=3.0)
     weights = torch.full((len(means),), 1 / len(means), dtype=torch.float64)
-    mixture = Mixture(weights, means, std, flow() if of_flow else variance_exploding())
+    mixture = IsotropicMixture(weights, means, std, flow() if of_flow else variance_exploding())
     sigma_max, sigma_min, d = float(sampling.sigma_max), float(sampling.sigma_min), means.shape[1]
 
     def noise(n: int, seed: int) -> Tensor:

@@ -38,7 +38,7 @@ def picture_case(folder: str, cfg: float, seeds: int) -> Case:
     import comfy.sample
     from comfy.samplers import sampler_object
 
-    from ..stability.probe import Subject, measure_model
+    from ..stability.subject import Subject, measure_model
     from ..students.loader import Source, load_unet
     from ..students.pipeline import load_clip, load_vae
 

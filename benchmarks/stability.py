@@ -19,17 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..stability.grids import METHODS, cheapest_path, equal_stability_grid, make_grid
+from ..common.steps import euler_step
+from ..stability import curves
+from ..stability.equidistribution import equidistribute
+from ..stability.grids import (
+    cheapest_grid,
+    cheapest_path,
+    curvature_grid,
+    density_grid,
+    end_in_zero,
+    make_grid,
+)
+from ..stability.linearized import LinearizedModel, linearize
 from ..stability.profile import QUICK, THOROUGH, Effort, Profile, level_sigmas
-from ..stability.quantiles import equal_parts
-from ..stability.replay import Replay, replay
+from ..stability.solvers import SOLVERS, Solver
 from ._stability_mixtures import Case, mixture_cases
 from ._stability_table import table
 
 __all__ = ["run", "table"]
 
 ROOT = Path(__file__).resolve().parents[1]
-SOLVERS = ("euler", "dpmpp_2m", "heun")
 STEPS = (6, 8, 10, 12, 20)
 FEW = range(6, 13)
 MIXTURE_SEEDS = 512
@@ -60,10 +69,10 @@ def compare(case: Case, settings: Iterable[tuple[str, int]], reference_steps: in
     )
     reference = case.ends(torch.cat([fine, fine.new_zeros(1)]), "dpmpp_2m")
     length = reference.double().square().sum()
-    profiles = {"thorough": (replay(thorough), thorough.calls), "quick": (replay(quick), quick.calls)}
+    models = {"thorough": (linearize(thorough), thorough.calls), "quick": (linearize(quick), quick.calls)}
     rows = []
     for solver, n in settings:
-        for name, (grid, calls) in grids_of(case, profiles, dense, solver, n).items():
+        for name, (grid, calls) in grids_of(case, models, dense, SOLVERS[solver], n).items():
             ends = case.ends(grid, solver)
             rows.append(
                 {
@@ -80,29 +89,28 @@ def compare(case: Case, settings: Iterable[tuple[str, int]], reference_steps: in
 
 
 def grids_of(
-    case: Case, profiles: dict[str, tuple[Replay, int]], dense: Profile, solver: str, n: int
+    case: Case, models: dict[str, tuple[LinearizedModel, int]], dense: Profile, solver: Solver, n: int
 ) -> dict[str, tuple[Tensor, int]]:
     """Name -> grid and what it cost to calibrate."""
     from comfy.samplers import SCHEDULER_NAMES, calculate_sigmas
     from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 
     core = {name: calculate_sigmas(case.sampling, name, n) for name in SCHEDULER_NAMES}
-    r, calls = profiles["thorough"]
+    model, calls = models["thorough"]
+    quick_model, quick_calls = models["quick"]
     grids = {name: (grid, 0) for name, grid in core.items()}
     if float(case.sampling.sigma_max) > 1:
         grids["align your steps"] = (AlignYourStepsScheduler.execute("SD1", n, 1.0).result[0], 0)
     grids["gits"] = (gits(dense, n), dense.calls)
-    grids["sqrt curvature"] = (make_grid(r, n, solver, method="curvature"), calls)
-    grids["measured norm"] = (equal_stability_grid(r, n), calls)
+    grids["sqrt curvature"] = (curvature_grid(model, n), calls)
+    grids["measured norm"] = (equal_stability_grid(model, n), calls)
     if case.bound is not None:
-        grids["the paper's bound"] = (ending(equal_parts(r.sigmas, case.bound(r.sigmas), n)), 0)
-    for method in METHODS[1:3]:
-        grids[f"{OURS}, {method}"] = (make_grid(r, n, solver, method=method), calls)
-    grids[f"{OURS}, quick"] = (
-        make_grid(profiles["quick"][0], n, solver, list(core.values())),
-        profiles["quick"][1],
-    )
-    grids[OURS] = (make_grid(r, n, solver, list(core.values())), calls)
+        bound = equidistribute(model.sigmas, case.bound(model.sigmas), n)
+        grids["the paper's bound"] = (end_in_zero(bound), 0)
+    grids[f"{OURS}, density"] = (density_grid(model, n, solver), calls)
+    grids[f"{OURS}, dynamic programming"] = (cheapest_grid(model, n, solver), calls)
+    grids[f"{OURS}, quick"] = (make_grid(quick_model, n, solver, list(core.values())), quick_calls)
+    grids[OURS] = (make_grid(model, n, solver, list(core.values())), calls)
     return grids
 
 
@@ -112,13 +120,16 @@ def gits(dense: Profile, steps: int) -> Tensor:
     """
     x, D, sigmas = dense.states, dense.denoised, dense.sigmas
     M = len(sigmas)
-    landed = D[:, :, None] + (sigmas[None] / sigmas[:, None])[None, ..., None] * (x - D)[:, :, None]
+    landed = euler_step(x[:, :, None], D[:, :, None], sigmas[:, None, None], sigmas[None, :, None])
     cost = (landed - x[:, None]).norm(dim=-1).mean(0)
-    return ending(torch.cat([sigmas[cheapest_path(cost[: M - 1], steps, GITS_FACTOR)], sigmas[-1:]]))
+    return end_in_zero(torch.cat([sigmas[cheapest_path(cost[: M - 1], steps, GITS_FACTOR)], sigmas[-1:]]))
 
 
-def ending(points: Tensor) -> Tensor:
-    return torch.cat([points[:-1], points.new_zeros(1)])
+def equal_stability_grid(model: LinearizedModel, steps: int) -> Tensor:
+    """The paper's (arXiv 2606.03820): equal integrals of the measured ||J||. It is for cutting a horizon into
+    segments to distill, not for sampling.
+    """
+    return end_in_zero(equidistribute(model.sigmas, curves.lipschitz(model), steps))
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stability.mixture import Mixture, ornstein_uhlenbeck
+from ._mixture import IsotropicMixture, ornstein_uhlenbeck
 
 D, MODES, BETA, HORIZON = 64, 20, 5.0, 1.0
 TEACHER_STEPS = 100
@@ -69,15 +69,15 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return [*rows, {"experiment": 1, "setting": setting.name, "rel_mse": learned_score(setting)}]
 
 
-def paper_mixture(seed: int, device: str) -> Mixture:
+def paper_mixture(seed: int, device: str) -> IsotropicMixture:
     """Means uniform in [-5, 5]^64, equal weights, sigma0 = 1."""
     means = 10 * torch.rand(MODES, D, generator=torch.Generator().manual_seed(seed)) - 5
-    return Mixture(
+    return IsotropicMixture(
         torch.full((MODES,), 1 / MODES, device=device), means.to(device), 1.0, ornstein_uhlenbeck(BETA)
     )
 
 
-def noised(mixture: Mixture, n: int, t: float) -> Tensor:
+def noised(mixture: IsotropicMixture, n: int, t: float) -> Tensor:
     """Draws of x_t: [n, 64]."""
     device = mixture.means.device
     time = torch.tensor(t, device=device)
@@ -87,7 +87,7 @@ def noised(mixture: Mixture, n: int, t: float) -> Tensor:
     )
 
 
-def teacher(mixture: Mixture, x: Tensor, t: float, s: float) -> Tensor:
+def teacher(mixture: IsotropicMixture, x: Tensor, t: float, s: float) -> Tensor:
     """The flow map from t down to s by RK4, in steps of at most 1 / 100 of the horizon."""
     steps = math.ceil((t - s) / HORIZON * TEACHER_STEPS - 1e-9)
     h = (s - t) / steps
@@ -104,7 +104,7 @@ def teacher(mixture: Mixture, x: Tensor, t: float, s: float) -> Tensor:
     return x
 
 
-def segmented(mixture: Mixture, grid: list[float], setting: Setting, seed: int) -> float:
+def segmented(mixture: IsotropicMixture, grid: list[float], setting: Setting, seed: int) -> float:
     """Relative MSE at time 0 of one network a segment, applied in turn from the horizon down; grid rises from
     0.
     """

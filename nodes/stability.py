@@ -9,22 +9,24 @@ import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..common.pictures import image_of
 from ..drafting.backends import predict_rows
 from ..drafting.devices import devices_of
-from ..stability.probe import FALLBACK, Measured, Subject, core_grids, measured_once, solver_of
-from ..stability.profile import THOROUGH, Effort
-from ..stability.solvers import SOLVERS
+from ..stability.profile import QUICK, THOROUGH, Effort
+from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
+from ..stability.subject import FALLBACK, Measured, Subject, core_grids, measured_once, solver_of
 from . import inputs
 
 CATEGORY = "DizzyDiff/stability"
 PLOTTED_STEPS = 12
-DEFAULT_SOLVER = "dpmpp_2m"
+DEFAULT_SOLVER = DPMPP_2M
 STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
+MAX_EFFORT = 128
+"""Levels, and probes: memory grows with their product."""
 
 
 class StabilityProfile(io.ComfyNode):
@@ -48,20 +50,19 @@ class StabilityProfile(io.ComfyNode):
                     tooltip="Its size is what counts; its rows say how many probes a device evaluates at "
                     "once.",
                 ),
-                io.Int.Input(
+                _effort_input(
                     "levels",
-                    default=THOROUGH.levels,
-                    min=8,
-                    max=128,
-                    tooltip="Noise levels of each probe. 12 levels and 5 probes are the quick setting: 95 "
-                    "model calls.",
+                    THOROUGH.levels,
+                    8,
+                    f"Noise levels of each probe. {QUICK.levels} levels and {QUICK.probes} probes are the "
+                    f"quick setting: {QUICK.calls} model calls.",
                 ),
-                io.Int.Input(
+                _effort_input(
                     "probes",
-                    default=THOROUGH.probes,
-                    min=1,
-                    max=128,
-                    tooltip="Trajectories. 24 levels and 12 probes cost 444 model calls.",
+                    THOROUGH.probes,
+                    1,
+                    f"Trajectories. {THOROUGH.levels} levels and {THOROUGH.probes} probes cost "
+                    f"{THOROUGH.calls} model calls.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -119,7 +120,7 @@ class StabilityGrid(io.ComfyNode):
                 io.Combo.Input(
                     "solver",
                     options=list(SOLVERS),
-                    default=DEFAULT_SOLVER,
+                    default=DEFAULT_SOLVER.name,
                     tooltip="euler: samplers of order one, such as ddim and euler_ancestral. dpmpp_2m: "
                     "those that remember "
                     "steps, such as uni_pc and res_multistep. heun: those with two calls a step.",
@@ -145,7 +146,7 @@ class StabilityGrid(io.ComfyNode):
     def execute(
         cls, profile: Measured, steps: int, denoise: float, solver: str, base_blend: float = 0.0
     ) -> io.NodeOutput:
-        return io.NodeOutput(profile.sigmas(steps, denoise, solver, base_blend))
+        return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend))
 
 
 class StabilitySampler(io.ComfyNode):
@@ -164,7 +165,7 @@ class StabilitySampler(io.ComfyNode):
                 inputs.seed(),
                 inputs.steps(PLOTTED_STEPS),
                 inputs.cfg(4.0),
-                inputs.sampler_name(DEFAULT_SOLVER),
+                inputs.sampler_name(DEFAULT_SOLVER.name),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.latent_image(),
@@ -208,6 +209,10 @@ class StabilitySampler(io.ComfyNode):
         return io.NodeOutput(sampled.result[0])
 
 
+def _effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=least, max=MAX_EFFORT, tooltip=tooltip)
+
+
 def measure(subject: Subject, effort: Effort) -> Measured:
     """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
     gave the model.
@@ -228,7 +233,7 @@ def picture_of(measured: Measured) -> torch.Tensor:
     """The plot [1, H, W, 3], or why there is none."""
     from ..stability.plot import draw, draw_text
 
-    if measured.replay is None:
+    if measured.linearized is None:
         return image_of(
             draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
         )
@@ -237,9 +242,4 @@ def picture_of(measured: Measured) -> torch.Tensor:
         "dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER),
         **{name: core[name] for name in ("karras", "simple")},
     }
-    return image_of(draw(measured.replay, DEFAULT_SOLVER, chosen))
-
-
-def image_of(picture: Any) -> torch.Tensor:
-    """A PIL image as IMAGE [1, H, W, 3]."""
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+    return image_of(draw(measured.linearized, DEFAULT_SOLVER, chosen))

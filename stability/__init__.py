@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stability grids: noise levels chosen by what was measured of the very model that is sampled."""
+"""Sampling grids made for the very model that is sampled.
+
+``profile`` measures a model along its own trajectories, ``linearized`` makes a model of what was measured,
+``solvers`` run in it, ``curves`` are what is read off it, ``grids`` and ``refine`` choose noise levels by it,
+``store`` keeps profiles and ``plot`` draws them. ``subject`` and ``identity`` alone know ComfyUI's MODEL; all
+else is torch.
+"""

@@ -1,66 +1,67 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a profile says at each noise level: stability, amplification and local errors. All curves are [FINE],
-float64.
+"""What a profile says at each noise level: stability, amplification and local errors.
+
+Curves are [T] in float64 over the levels of the linearised model. J = dv/dx = (I - dD/dx) / sigma is the
+Jacobian of the velocity v = (x - D) / sigma.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from .replay import FINE, Replay, at
-from .solvers import SOLVERS
+from .linearized import TABLE_POINTS, LinearizedModel, interpolate
+from .solvers import Solver
 
-FLOOR = 1e-3
-"""Of a density's maximum: what is hardly measurable still gets points."""
-
-
-def velocity_norm(replay: Replay) -> Tensor:
-    """||J|| = ||I - dD/dx|| / sigma, the mean over probes; 1 / sigma outside of the measured directions."""
-    k = replay.responses.shape[-1]
-    inside = torch.linalg.matrix_norm(torch.eye(k, dtype=torch.float64) - replay.responses, ord=2)
-    return inside.clamp(min=1).mean(1) / replay.sigmas
+MIN_HISTORY_RATIO = 1 + 1e-6
+"""sigma of a step before to that of the next: at the highest level there is no earlier one."""
 
 
-def growth(replay: Replay) -> Tensor:
-    """The fastest rate, per unit of sigma on the way down, at which an error within the measured directions
-    grows.
+def lipschitz(model: LinearizedModel) -> Tensor:
+    """||J||_2, the mean over probes; 1 / sigma where the measured directions have no more."""
+    k = model.responses.shape[-1]
+    inside = torch.linalg.matrix_norm(torch.eye(k, dtype=torch.float64) - model.responses, ord=2)
+    return inside.clamp(min=1).mean(1) / model.sigmas
 
-    (lambda_max of the symmetric part of dD/dx, less 1) / sigma, in the probe where it is largest; below 0 all
-    errors shrink.
+
+def one_sided_lipschitz(model: LinearizedModel) -> Tensor:
+    """The logarithmic norm of -J, in the probe where it is largest: (lambda_max(sym dD/dx) - 1) / sigma.
+
+    No error within the measured directions grows faster than this, per unit of sigma on the way down; below 0
+    all errors shrink.
     """
-    H = replay.responses
-    return (torch.linalg.eigvalsh((H + H.mT) / 2)[..., -1] - 1).amax(1) / replay.sigmas
+    H = model.responses
+    return (torch.linalg.eigvalsh((H + H.mT) / 2)[..., -1] - 1).amax(1) / model.sigmas
 
 
-def amplification(replay: Replay) -> Tensor:
-    """Phi: what an error made at a level has become at the end, ||d x(0) / d x(sigma)||, RMS over probes."""
-    return _transfers(replay)[0]
-
-
-def worst_amplification(replay: Replay) -> Tensor:
-    """The largest part of the width of states, over all later levels, that an error of length 1 at a level
-    becomes.
+def amplification(model: LinearizedModel) -> Tensor:
+    """Phi(sigma) = ||d x(0) / d x(sigma)||: what an error of length 1 has become in the image, RMS over
+    probes.
     """
-    return _transfers(replay)[1]
+    return _transfers(model)[0]
 
 
-def _transfers(replay: Replay) -> tuple[Tensor, Tensor]:
-    """Tangents of the flow, d delta / d log sigma = (I - dD/dx) delta, carried to the end and, at their
-    largest, on the way.
+def worst_amplification(model: LinearizedModel) -> Tensor:
+    """max over sigma' <= sigma of ||d x(sigma') / d x(sigma)|| / width(sigma'): the largest share of the
+    width of states that an error of length 1 becomes on its way.
     """
-    H, k = replay.responses, replay.responses.shape[-1]
-    h = -replay.sigmas.log().diff()
+    return _transfers(model)[1]
+
+
+def _transfers(model: LinearizedModel) -> tuple[Tensor, Tensor]:
+    """The variational equation d delta / d ln sigma = (I - dD/dx) delta, integrated from the end upwards by
+    the exponential midpoint rule.
+    """
+    H, k = model.responses, model.responses.shape[-1]
+    h = -model.sigmas.log().diff()
     middle = (H[1:] + H[:-1]) / 2 - torch.eye(k, dtype=torch.float64)
     factors = torch.linalg.matrix_exp(middle * h[:, None, None, None])
     T = H[-1]
-    end, worst = [_rms_norm(T)], [torch.maximum(1 / replay.widths[-1], _rms_norm(T) / replay.widths[-1])]
-    for i in range(FINE - 2, -1, -1):
+    end, worst = [_rms_norm(T)], [torch.maximum(1 / model.widths[-1], _rms_norm(T) / model.widths[-1])]
+    for i in range(TABLE_POINTS - 2, -1, -1):
         T = T @ factors[i]
         end.append(_rms_norm(T))
-        worst.append(torch.maximum(1 / replay.widths[i], worst[-1] * _rms_norm(factors[i])))
+        worst.append(torch.maximum(1 / model.widths[i], worst[-1] * _rms_norm(factors[i])))
     return torch.stack(end).flip(0), torch.stack(worst).flip(0)
 
 
@@ -68,56 +69,44 @@ def _rms_norm(T: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(T, ord=2).square().mean().sqrt()
 
 
-def curvature(replay: Replay) -> Tensor:
-    """||x''|| = ||dD/dsigma|| / sigma along the trajectories, RMS over probes."""
-    (rate,) = torch.gradient(replay.denoised, spacing=(replay.sigmas,), dim=0)
-    return rate.square().sum(-1).mean(-1).sqrt() / replay.sigmas
+def curvature(model: LinearizedModel) -> Tensor:
+    """||d^2 x / d sigma^2|| = ||dD/dsigma|| / sigma along the trajectories, RMS over probes."""
+    (rate,) = torch.gradient(model.denoised, spacing=(model.sigmas,), dim=0)
+    return rate.square().sum(-1).mean(-1).sqrt() / model.sigmas
 
 
-@dataclass(frozen=True)
-class LocalErrors:
-    """Of one step each from the exact state: ``signed`` [I, J, P, r] from level i to level j, 0 where j is
-    not below i.
+def step_errors(model: LinearizedModel, solver: Solver, c: Tensor, c_next: Tensor, h: Tensor) -> Tensor:
+    """The local errors [M, P, r] of steps from the exact states at c [M] to c_next [M].
+
+    The history of a solver that has one is exact as well, at c - h, c - 2 h and so on, where h [M] > 0.
     """
+    sigma = latest = model.sigma_of(c)
+    history = []
+    for n in range(1, solver.memory + 1):
+        earlier = (c - n * h).clamp(min=0)
+        latest = model.sigma_of(earlier).maximum(latest * MIN_HISTORY_RATIO)
+        history.append((latest, interpolate(model.denoised, earlier)))
+    landed, _ = solver.step(model, interpolate(model.states, c), sigma, model.sigma_of(c_next), history)
+    return landed - interpolate(model.states, c_next)
 
-    c: Tensor
-    signed: Tensor
 
+def local_errors(model: LinearizedModel, solver: Solver, c: Tensor) -> Tensor:
+    """The errors of single steps from every level of c [M] (rising) to every later one, and to 0 in the last
+    column: [M, M + 1, P, r], 0 where there is no step.
 
-def local_errors(replay: Replay, solver: str, c: Tensor) -> LocalErrors:
-    """Errors of every step between levels c [M] (rising) and from each of them to 0, which is the last
-    column: [M, M + 1, P, r].
-
-    A solver with memory has made a step of the same length before.
+    A solver with memory has made steps of the same length in c before.
     """
     M = len(c)
     i, j = torch.triu_indices(M, M, 1)
-    now, then = replay.sigma_of(c[i]), replay.sigma_of(c[j])
-    before = (2 * c[i] - c[j]).clamp(min=0)
-    memory = None
-    if solver == "dpmpp_2m":
-        memory = (replay.sigma_of(before).maximum(now * (1 + 1e-6)), at(replay.denoised, before))
-    landed, _ = SOLVERS[solver].step(replay, at(replay.states, c[i]), now, then, memory)
-    signed = replay.states.new_zeros(M, M + 1, *replay.end.shape)
-    signed[i, j] = landed - at(replay.states, c[j])
-    signed[:, M] = at(replay.denoised, c) - replay.end
-    return LocalErrors(c, signed)
+    errors = model.states.new_zeros(M, M + 1, *model.end.shape)
+    errors[i, j] = step_errors(model, solver, c[i], c[j], c[j] - c[i])
+    errors[:, M] = interpolate(model.denoised, c) - model.end
+    return errors
 
 
-def local_error(replay: Replay, solver: str, steps: int = 12) -> Tensor:
-    """Length of a solver's error in one step of 1/steps of c, RMS over probes: the curve of a plot, and of
-    densities.
-    """
-    c = torch.linspace(0, 1, FINE, dtype=torch.float64)
-    then, before = (c + 1 / steps).clamp(max=1), (c - 1 / steps).clamp(min=0)
-    now = c.clamp(max=1 - 0.25 / steps)
-    memory = None
-    if solver == "dpmpp_2m":
-        memory = (
-            replay.sigma_of(before).maximum(replay.sigma_of(now) * (1 + 1e-6)),
-            at(replay.denoised, before),
-        )
-    landed, _ = SOLVERS[solver].step(
-        replay, at(replay.states, now), replay.sigma_of(now), replay.sigma_of(then), memory
-    )
-    return (landed - at(replay.states, then)).square().sum(-1).mean(-1).sqrt()
+def local_error(model: LinearizedModel, solver: Solver, steps: int = 12) -> Tensor:
+    """The length of a solver's error in a step of 1 / steps in c from each level, RMS over probes."""
+    c = torch.linspace(0, 1, TABLE_POINTS, dtype=torch.float64)
+    start = c.clamp(max=1 - 0.25 / steps)  # the last steps have a length too
+    errors = step_errors(model, solver, start, (c + 1 / steps).clamp(max=1), start - c + 1 / steps)
+    return errors.square().sum(-1).mean(-1).sqrt()

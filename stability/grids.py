@@ -1,59 +1,52 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Grids of any number of steps from one profile: falling sigmas [N + 1] in float64, the first the model's,
-the last 0.
+"""Grids of any number of steps from one profile: sigmas [N + 1] in float64, falling from the model's highest
+to 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import curves
+from .equidistribution import equidistribute
 from .errors import BadSteps
-from .quantiles import equal_parts
+from .linearized import TABLE_POINTS, LinearizedModel
 from .refine import loss, refine
-from .replay import FINE, Replay
-from .solvers import SOLVERS
+from .solvers import Solver
 
-METHODS = ("refined", "density", "dynamic programming", "curvature", "equal stability")
-MOST_REFINED = 40
-"""Steps above which moving single points gains nothing that can be seen."""
-DP_LEVELS = 61
+MAX_REFINED_STEPS = 40
+"""Above it, moving single points gains nothing that can be seen."""
+MIN_PATH_LEVELS = 61
+"""Levels that a cheapest path may choose from: GITS' number."""
 REFINED_STARTS = 2
-"""How many of the best starts are refined, against local minima."""
+"""How many of the best starts are refined: the loss has local minima."""
+DENSITY_FLOOR = 1e-3
+"""Of a density's maximum: what is hardly measurable still gets points."""
 
 Scheduler = Callable[[int], Tensor]
 """N -> sigmas [N + 1]."""
 
 
-def make_grid(
-    replay: Replay, steps: int, solver: str, others: Sequence[Tensor] = (), method: str = "refined"
-) -> Tensor:
-    """The grid of ``steps`` >= 1 steps for a solver of ``SOLVERS``, by one of ``METHODS``.
+def make_grid(model: LinearizedModel, steps: int, solver: Solver, others: Sequence[Tensor] = ()) -> Tensor:
+    """The grid of ``steps`` >= 1 steps on which the solver's errors, replayed in the linearised model, are
+    least.
 
-    others: grids to start refinement from beside the pack's own, such as ComfyUI's; those of other lengths
-    are left out.
+    others: grids to start from beside the pack's own, such as ComfyUI's; what is no grid of so many steps for
+    this model is left out. Raises BadSteps.
     """
     if steps < 1:
         raise BadSteps(f"steps is {steps}; expected at least 1.")
-    makers: Mapping[str, Callable[[Replay, int, str], Tensor]] = {
-        "density": density_grid,
-        "dynamic programming": dp_grid,
-        "curvature": curvature_grid,
-        "equal stability": equal_stability_grid,
-    }
-    if method in makers:
-        return makers[method](replay, steps, solver)
-    own = density_grid(replay, steps, solver)
-    if steps > MOST_REFINED:
+    own = density_grid(model, steps, solver)
+    if steps > MAX_REFINED_STEPS:
         return own
-    given = (start for grid in others if (start := _usable(replay, grid, steps)) is not None)
-    starts = [own, dp_grid(replay, steps, solver), curvature_grid(replay, steps), *given]
-    losses = loss(replay, torch.stack(starts), solver)
-    refined = torch.stack([refine(replay, starts[int(i)], solver) for i in losses.argsort()[:REFINED_STARTS]])
-    return refined[int(loss(replay, refined, solver).argmin())]
+    given = (start for grid in others if (start := _usable(model, grid, steps)) is not None)
+    starts = [own, cheapest_grid(model, steps, solver), curvature_grid(model, steps), *given]
+    losses = loss(model, torch.stack(starts), solver)
+    refined = torch.stack([refine(model, starts[int(i)], solver) for i in losses.argsort()[:REFINED_STARTS]])
+    return refined[int(loss(model, refined, solver).argmin())]
 
 
 def for_denoise(make: Scheduler, steps: int, denoise: float) -> Tensor:
@@ -70,52 +63,44 @@ def blend(grid: Tensor, base: Tensor, share: float) -> Tensor:
     ``base``.
     """
     points = (1 - share) * grid[:-1].double().log() + share * base[:-1].double().log()
-    return torch.cat([points.exp(), grid.new_zeros(1, dtype=torch.float64)])
+    return torch.cat([points.exp(), points.new_zeros(1)])
 
 
-def equal_stability_grid(replay: Replay, steps: int, solver: str = "euler") -> Tensor:
-    """The paper's: equal integrals of the measured ||J||. For cutting a horizon into segments to distill, not
-    for sampling.
-    """
-    return _end_in_zero(equal_parts(replay.sigmas, curves.velocity_norm(replay), steps))
-
-
-def curvature_grid(replay: Replay, steps: int, solver: str = "euler") -> Tensor:
-    """Density sqrt(||x''||) in sigma, of least error for Euler's steps where errors keep their size (arXiv
+def curvature_grid(model: LinearizedModel, steps: int) -> Tensor:
+    """Density sqrt(||x''||) in sigma: least error for Euler's steps where errors keep their size (arXiv
     2605.11547).
     """
-    bends = curves.curvature(replay)
-    return _end_in_zero(
-        equal_parts(replay.sigmas, bends.clamp(min=curves.FLOOR * float(bends.max())).sqrt(), steps)
+    return end_in_zero(equidistribute(model.sigmas, _floored(curves.curvature(model)).sqrt(), steps))
+
+
+def density_grid(model: LinearizedModel, steps: int, solver: Solver) -> Tensor:
+    """Density rho(c) ~ (Phi e)^(1 / (p + 1)), which minimises the sum of Phi e h^p for local errors e of
+    order p + 1.
+    """
+    weighted = curves.worst_amplification(model) * curves.local_error(model, solver)
+    rho = _floored(weighted) ** (1 / (solver.order + 1))
+    return end_in_zero(
+        model.sigma_of(equidistribute(torch.linspace(0, 1, TABLE_POINTS, dtype=torch.float64), rho, steps))
     )
 
 
-def density_grid(replay: Replay, steps: int, solver: str) -> Tensor:
-    """Points of density rho(c) ~ (Phi e)^(1 / (p + 1)): it minimises the sum of Phi e h^p for local errors e
-    of order p + 1.
-    """
-    weighted = curves.worst_amplification(replay) * curves.local_error(replay, solver)
-    rho = weighted.clamp(min=curves.FLOOR * float(weighted.max())) ** (1 / (SOLVERS[solver].order + 1))
-    c = equal_parts(torch.linspace(0, 1, FINE, dtype=torch.float64), rho, steps)
-    return _end_in_zero(replay.sigma_of(c))
-
-
-def dp_grid(replay: Replay, steps: int, solver: str) -> Tensor:
-    """The path over measured levels with the least sum of Phi times local error, by dynamic programming.
+def cheapest_grid(model: LinearizedModel, steps: int, solver: Solver) -> Tensor:
+    """The path over the levels with the least sum of Phi times local error.
 
     As GITS (Chen et al. 2024, arXiv 2405.11326), with the measured amplification Phi for its factor of 1.15 a
     step.
     """
-    c = torch.linspace(0, 1, max(DP_LEVELS, steps + 1), dtype=torch.float64)
-    e = curves.local_errors(replay, solver, c).signed.square().sum(-1).mean(-1).sqrt()
-    place = (c * (FINE - 1)).round().long()
-    cost = e * torch.cat([curves.worst_amplification(replay)[place], 1 / replay.widths[-1:]])
+    c = torch.linspace(0, 1, max(MIN_PATH_LEVELS, steps + 1), dtype=torch.float64)
+    e = curves.local_errors(model, solver, c).square().sum(-1).mean(-1).sqrt()
+    place = (c * (TABLE_POINTS - 1)).round().long()
+    cost = e * torch.cat([curves.worst_amplification(model)[place], 1 / model.widths[-1:]])
     path = cheapest_path(cost, steps)
-    return _end_in_zero(replay.sigma_of(torch.cat([c[path], c.new_ones(1)])))
+    return end_in_zero(model.sigma_of(torch.cat([c[path], c.new_ones(1)])))
 
 
 def cheapest_path(cost: Tensor, steps: int, factor: float = 1.0) -> Tensor:
-    """The levels [steps], the first 0, of the cheapest path of ``steps`` steps from level 0 to the end.
+    """The levels [steps], the first 0, of the cheapest path of ``steps`` steps from level 0 to the end, by
+    dynamic programming.
 
     cost: [M, M + 1], of a step from level i to level j > i, the last column to the end. factor: GITS' growth
     of later costs.
@@ -132,22 +117,24 @@ def cheapest_path(cost: Tensor, steps: int, factor: float = 1.0) -> Tensor:
     return torch.tensor(path)
 
 
-def _end_in_zero(points: Tensor) -> Tensor:
+def end_in_zero(points: Tensor) -> Tensor:
+    """Points [N + 1] with the last of them moved to 0."""
     return torch.cat([points[:-1], points.new_zeros(1)])
 
 
-def _usable(replay: Replay, grid: Tensor, steps: int) -> Tensor | None:
+def _floored(density: Tensor) -> Tensor:
+    return density.clamp(min=DENSITY_FLOOR * float(density.max()))
+
+
+def _usable(model: LinearizedModel, grid: Tensor, steps: int) -> Tensor | None:
     """A grid of the right length with its ends where they must be, or None."""
-    grid = grid.detach().double().cpu()
+    grid, top = grid.detach().cpu().double(), model.sigmas[:1]
     if (
-        len(grid) != steps + 1
+        steps < 2
+        or len(grid) != steps + 1
         or not bool((grid.diff() < 0).all())
         or float(grid[-1]) != 0
-        or float(grid[-2]) < float(replay.sigmas[-1])
+        or float(grid[-2]) < float(model.sigmas[-1])
     ):
         return None
-    return (
-        torch.cat([replay.sigmas[:1], grid[1:].clamp(max=float(replay.sigmas[0]) * (1 - 1e-9))])
-        if steps > 1
-        else None
-    )
+    return torch.cat([top, grid[1:].clamp(max=float(top) * (1 - 1e-9))])

@@ -3,9 +3,8 @@
 
 The samplers' equation is dx/dsigma = v = (x - D(x, sigma)) / sigma, for eps, v and flow models alike, with
 velocity Jacobian J = (I - dD/dx) / sigma. A probe is one trajectory from its own noise. Along it D is
-measured at every level, and dD/dx by
-differences within the few directions in which D itself moves: there local errors arise, and there they grow
-or die.
+measured at every level and dD/dx by differences within the few directions in which D itself moves: there
+local errors arise, and there they grow or shrink.
 """
 
 from __future__ import annotations
@@ -13,10 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.alpha import alpha_flow, alpha_ve
+from ..common.steps import dpmpp_2m_step
 from .errors import CannotMeasure
 
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -24,26 +27,24 @@ Denoiser = Callable[[Tensor, float], Tensor]
 Progress = Callable[[int, int], None]
 """Told (calls made, calls in all) after each call; may raise to interrupt."""
 
-FAINT = 0.03
+MIN_ALPHA = 0.03
 """A signal beside noise of 1 that nothing can be told from."""
-REACH = 0.3
-"""Length of a difference in units of sigma: the middle of .1 to .5, where rounding and curvature both stay
-small.
-"""
+DIFFERENCE = 0.3
+"""In units of sigma: the middle of .1 to .5, where rounding and curvature both stay small."""
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much is measured. One call is one evaluation of the model on one latent (with CFG, of both
     conditions).
-
-    levels: noise levels of a trajectory; probes: trajectories; directions: of differences, measured at every
-    other level.
     """
 
     levels: int
+    """Noise levels of a trajectory."""
     probes: int
+    """Trajectories."""
     directions: int
+    """Of differences, measured at every other level."""
 
     @property
     def calls(self) -> int:
@@ -58,24 +59,23 @@ THOROUGH = Effort(levels=24, probes=12, directions=1)
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured, in float64, in an orthonormal basis of each probe whose first k vectors are the
-    directions.
+    """What was measured of P probes at L levels, in float64 on the host.
 
-    sigmas: [L], falling; states and denoised: [P, L, r]; responses: [P, M, k, k], dD/dx at
-    ``response_levels(L)``;
-    flow: whether x = (1 - sigma) x0 + sigma n; calls: what it cost.
+    Each probe has an orthonormal basis of its own, of r vectors, the first k of which are its directions.
     """
 
     sigmas: Tensor
+    """[L], falling, above 0."""
     states: Tensor
+    """x [P, L, r]."""
     denoised: Tensor
+    """D [P, L, r]."""
     responses: Tensor
+    """dD/dx [P, M, k, k] at ``response_levels(L)``."""
     flow: bool
+    """Whether x = (1 - sigma) x0 + sigma n; else x = x0 + sigma n."""
     calls: int
-
-    @property
-    def directions(self) -> int:
-        return self.responses.shape[-1]
+    """Model calls that it cost."""
 
     @property
     def image_length(self) -> float:
@@ -101,26 +101,23 @@ def response_levels(levels: int) -> list[int]:
 
 
 def coordinate(sigma: Tensor, flow: bool) -> Tensor:
-    """A rising function of sigma > 0 with levels enough where anything can happen: arctan(sigma / alpha) +
-    log(sigma / alpha) / 4.
+    """arctan(sigma / alpha) + ln(sigma / alpha) / 4 of sigma > 0: levels even in it are dense where anything
+    can happen.
 
-    The angle resolves the middle, where a signal of unit variance appears, and the logarithm the ends; alpha
-    is no less than ``FAINT``, so that pure noise has its place too.
+    The angle resolves the middle, where a signal of unit variance appears (kl_optimal's coordinate), and the
+    logarithm the ends. alpha is kept above ``MIN_ALPHA``, so that pure noise has its place too.
     """
     sigma = sigma.double()
-    signal = torch.hypot(1 - sigma, torch.full_like(sigma, FAINT)) if flow else torch.ones_like(sigma)
-    return torch.atan2(sigma, signal) + (sigma / signal).log() / 4
+    alpha = torch.hypot(alpha_flow(sigma), torch.full_like(sigma, MIN_ALPHA)) if flow else alpha_ve(sigma)
+    return torch.atan2(sigma, alpha) + (sigma / alpha).log() / 4
 
 
 def level_sigmas(sigma_max: float, sigma_min: float, n: int, flow: bool) -> Tensor:
     """n falling levels, evenly spaced in :func:`coordinate`: [n] in float64, the ends kept exactly."""
-    fine = torch.logspace(math.log10(sigma_max), math.log10(sigma_min), 4001, dtype=torch.float64)
-    c = coordinate(fine, flow)
-    targets = torch.linspace(float(c[-1]), float(c[0]), n, dtype=torch.float64).flip(0)
-    i = torch.searchsorted(c.flip(0), targets).clamp(1, len(c) - 1)
-    low, high = c.flip(0)[i - 1], c.flip(0)[i]
-    logs = fine.log().flip(0)
-    sigmas = (logs[i - 1] + (targets - low) / (high - low) * (logs[i] - logs[i - 1])).exp()
+    fine = torch.logspace(math.log10(sigma_min), math.log10(sigma_max), 4001, dtype=torch.float64)
+    c = coordinate(fine, flow).numpy()
+    even = np.linspace(c[-1], c[0], n)
+    sigmas = torch.from_numpy(np.interp(even, c, fine.log().numpy())).exp()
     sigmas[0], sigmas[-1] = sigma_max, sigma_min
     return sigmas
 
@@ -138,7 +135,8 @@ def measure(
 
     def D(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal made
-        value = denoise(x.to(start).reshape(start.shape), float(sigma)).flatten(1).double().cpu()
+        state = x.to(start.dtype).to(start.device).reshape(start.shape)
+        value = denoise(state, float(sigma)).flatten(1).cpu().double()
         if not bool(value.isfinite().all()):
             raise CannotMeasure(
                 f"The model's answer at sigma {float(sigma):.4g} is not finite; expected a model that can "
@@ -152,23 +150,21 @@ def measure(
     basis, V = _bases(states, denoised, directions)
     responses = _responses(D, states, denoised, V, sigmas)
     states, denoised = (torch.einsum("lpd,pdr->plr", vectors, basis) for vectors in (states, denoised))
-    return Profile(sigmas.double().cpu(), states, denoised, responses, flow, calls * len(start))
+    return Profile(sigmas.cpu().double(), states, denoised, responses, flow, calls * len(start))
 
 
 def _trajectories(
     D: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor
 ) -> tuple[Tensor, Tensor]:
     """States and predictions [L, P, d] by DPM-Solver++(2M) through the levels."""
-    x = start.flatten(1).double().cpu()
-    states, denoised = [], []
-    for i, sigma in enumerate(sigmas):
+    h = [math.log(sigma / sigma_next) for sigma, sigma_next in pairwise(sigmas.tolist())]
+    x = start.flatten(1).cpu().double()
+    states, denoised = [x], [D(x, sigmas[0])]
+    for i in range(len(h)):
+        D_last, h_last = (denoised[i - 1], h[i - 1]) if i else (None, h[0])
+        x = dpmpp_2m_step(x, denoised[i], D_last, h[i], h_last)
         states.append(x)
-        denoised.append(D(x, sigma))
-        if i + 1 < len(sigmas):
-            h = math.log(float(sigma) / float(sigmas[i + 1]))
-            r = math.log(float(sigmas[i - 1]) / float(sigma)) / h if i else math.inf
-            ahead = denoised[i] + (denoised[i] - denoised[i - 1]) / (2 * r) if i else denoised[i]
-            x = math.exp(-h) * x - math.expm1(-h) * ahead
+        denoised.append(D(x, sigmas[i + 1]))
     return torch.stack(states), torch.stack(denoised)
 
 
@@ -195,7 +191,7 @@ def _responses(
     levels = response_levels(len(sigmas))
     rows = []
     for n, i in enumerate(levels):
-        step = (-1) ** n * REACH * float(sigmas[i])
+        step = (-1) ** n * DIFFERENCE * float(sigmas[i])
         change = [
             (D(states[i] + step * V[..., j], sigmas[i]) - denoised[i]) / step for j in range(V.shape[-1])
         ]

@@ -1,82 +1,92 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The three kinds of solver that grids are made for, run on many grids at once.
+"""Solvers of the probability flow dx/dsigma = (x - D) / sigma that grids are made for, run on many grids at
+once.
 
-States are [G, P, r], sigmas [G] or [G, N + 1], one grid a row. The step to 0 is Euler's in all of them: x =
-D.
+A solver is a value: it carries its step and says its order and memory itself. States are [G, P, r], noise
+levels [G], one grid a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from ..common import steps
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """D(x [G, P, r], sigma [G]) -> [G, P, r]."""
-Memory = tuple[Tensor, Tensor] | None
-"""sigma [G] and D [G, P, r] of the step before."""
-Step = Callable[[Model, Tensor, Tensor, Tensor, Memory], tuple[Tensor, Memory]]
-"""(model, x, sigma, next sigma, memory) -> (x at the next sigma, memory)."""
+History = Sequence[tuple[Tensor, Tensor]]
+"""(sigma [G], D [G, P, r]) of the steps before, the latest first."""
+Step = Callable[[Model, Tensor, Tensor, Tensor, History], tuple[Tensor, Tensor]]
+"""(model, x, sigma, sigma_next, history) -> (x at sigma_next, D at x)."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """order: p, where the error of a step of length h is of order h^(p + 1).
+    """A solver as a grid sees it."""
 
-    evenness: the price of uneven steps, for what the few probes do not show. It is higher where the step
-    before is extrapolated.
-    """
-
+    name: str
     step: Step
     order: int
-    evenness: float
+    """p, where the error of a step of length h is of order h^(p + 1)."""
+    memory: int
+    """How many steps before the present one its step reads."""
+    unevenness_price: float
+    """Weight in a grid's loss of the squared second differences of log step lengths. It stands for what a few
+    probes do not show, and is higher where a step extrapolates the one before.
+    """
+
+    def solve(self, model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
+        """The end [G, P, r] of x [1 or G, P, r] on grids [G, N + 1] that fall to 0.
+
+        The step to 0 is x = D, as in all samplers of ComfyUI.
+        """
+        history: list[tuple[Tensor, Tensor]] = []
+        for sigma, sigma_next in zip(sigmas.T[:-2], sigmas.T[1:-1], strict=True):
+            x, D = self.step(model, x, sigma, sigma_next, history)
+            history = [(sigma, D), *history][: self.memory]
+        return model(x, sigmas[:, -2])
 
 
-def euler_step(model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+def _per_grid(values: Tensor) -> Tensor:
+    """[G] as [G, 1, 1]."""
+    return values[:, None, None]
+
+
+def euler_step(
+    model: Model, x: Tensor, sigma: Tensor, sigma_next: Tensor, history: History
+) -> tuple[Tensor, Tensor]:
     """x' = D + (sigma' / sigma)(x - D)."""
-    D = model(x, now)
-    return D + _wide(then / now) * (x - D), None
+    D = model(x, sigma)
+    return steps.euler_step(x, D, _per_grid(sigma), _per_grid(sigma_next)), D
 
 
-def heun_step(model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-    """Two calls: the mean of the slopes at both ends (Karras et al. 2022, algorithm 1)."""
-    h = _wide(then - now)
-    v = (x - model(x, now)) / _wide(now)
-    ahead = x + h * v
-    return x + h / 2 * (v + (ahead - model(ahead, then)) / _wide(then)), None
+def heun_step(
+    model: Model, x: Tensor, sigma: Tensor, sigma_next: Tensor, history: History
+) -> tuple[Tensor, Tensor]:
+    """The mean of the slopes at both ends (Karras et al. 2022, algorithm 1): two model calls."""
+    D, h = model(x, sigma), _per_grid(sigma_next - sigma)
+    d = (x - D) / _per_grid(sigma)
+    x_euler = x + h * d
+    d_next = (x_euler - model(x_euler, sigma_next)) / _per_grid(sigma_next)
+    return x + h / 2 * (d + d_next), D
 
 
 def dpmpp_2m_step(
-    model: Model, x: Tensor, now: Tensor, then: Tensor, memory: Memory
-) -> tuple[Tensor, Memory]:
-    """DPM-Solver++(2M) (Lu et al. 2022): D extrapolated from this step and the one before; Euler's where
-    there is none.
-    """
-    D = model(x, now)
-    h = _wide((now / then).log())
-    ahead = D
-    if memory is not None:
-        before, D_before = memory
-        ahead = D + h / (2 * _wide((before / now).log())) * (D - D_before)
-    return (-h).exp() * x - torch.expm1(-h) * ahead, (now, D)
+    model: Model, x: Tensor, sigma: Tensor, sigma_next: Tensor, history: History
+) -> tuple[Tensor, Tensor]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2). Without history, DDIM's step."""
+    D, h = model(x, sigma), _per_grid((sigma / sigma_next).log())
+    if not history:
+        return steps.dpmpp_2m_step(x, D, None, h, h), D
+    sigma_last, D_last = history[0]
+    return steps.dpmpp_2m_step(x, D, D_last, h, _per_grid((sigma_last / sigma).log())), D
 
 
-SOLVERS = {
-    "euler": Solver(euler_step, 1, 0.001),
-    "dpmpp_2m": Solver(dpmpp_2m_step, 2, 0.01),
-    "heun": Solver(heun_step, 2, 0.001),
-}
-
-
-def solve(solver: str, model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
-    """x: [1 or G, P, r] at sigmas[:, 0]; sigmas: [G, N + 1], falling, the last ones 0. Returns [G, P, r]."""
-    memory: Memory = None
-    for i in range(sigmas.shape[1] - 2):
-        x, memory = SOLVERS[solver].step(model, x, sigmas[:, i], sigmas[:, i + 1], memory)
-    return model(x, sigmas[:, -2])
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value[:, None, None]
+EULER = Solver("euler", euler_step, order=1, memory=0, unevenness_price=0.001)
+DPMPP_2M = Solver("dpmpp_2m", dpmpp_2m_step, order=2, memory=1, unevenness_price=0.01)
+HEUN = Solver("heun", heun_step, order=2, memory=0, unevenness_price=0.001)
+SOLVERS = {solver.name: solver for solver in (EULER, DPMPP_2M, HEUN)}
+"""By the name that the node's input shows."""

@@ -6,15 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.files import write_safetensors
 from .profile import Profile
 
 VERSION = "2"
@@ -57,17 +56,11 @@ class Store:
         as good.
         """
         path = self.path(key)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-        scalars = json.dumps({"flow": profile.flow, "calls": profile.calls})
         tensors = {name: getattr(profile, name).contiguous() for name in TENSORS}
+        scalars = json.dumps({"flow": profile.flow, "calls": profile.calls})
+        metadata = {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                tensors,
-                unfinished,
-                {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors)},
-            )
-            unfinished.replace(path)
+            write_safetensors(path, tensors, metadata)
         except (OSError, SafetensorError) as error:
             logging.warning(
                 "%s cannot be written (%s); the model will be measured again next time.", path, error

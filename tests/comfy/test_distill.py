@@ -19,7 +19,7 @@ from comfy.model_base import BaseModel
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from dizzydiff.nodes.students import LoadStudent
-from dizzydiff.stability.probe import identity
+from dizzydiff.stability.identity import identity
 from dizzydiff.students.distill import adapter, native, objective, routing, run, several
 from dizzydiff.students.distill.errors import (
     BadPlan,

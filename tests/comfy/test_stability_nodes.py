@@ -19,9 +19,10 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from dizzydiff.drafting.backends.replicas import Replicas
 from dizzydiff.drafting.devices import spread
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
-from dizzydiff.stability import probe
+from dizzydiff.stability import subject as subjects
+from dizzydiff.stability.identity import identity
 from dizzydiff.stability.profile import QUICK, THOROUGH, Effort
-from dizzydiff.stability.solvers import SOLVERS, solve
+from dizzydiff.stability.solvers import DPMPP_2M, EULER, HEUN, SOLVERS, Solver
 from dizzydiff.stability.store import Store
 from dizzydiff.students.loader import Source, load_unet
 
@@ -51,8 +52,8 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "dizzydiff" / "stability"
 
 
-def subject(model, **changes) -> probe.Subject:
-    return probe.Subject(
+def subject(model, **changes) -> subjects.Subject:
+    return subjects.Subject(
         **{
             "model": model,
             "positive": POSITIVE,
@@ -103,8 +104,8 @@ def test_probes_are_spread_over_the_devices_and_measure_the_same(
     together, _ = profile(spread(model, "cpu, cpu:1", 0), probes=4, seed=0)
     assert set(shares) == {("cpu:1", 2)}
     assert len(shares) == SMALL.calls // SMALL.probes
-    assert together.replay is not None and alone.replay is not None
-    torch.testing.assert_close(together.replay.denoised, alone.replay.denoised, rtol=1e-3, atol=1e-3)
+    assert together.linearized is not None and alone.linearized is not None
+    torch.testing.assert_close(together.linearized.denoised, alone.linearized.denoised, rtol=1e-3, atol=1e-3)
 
 
 def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,9 @@ def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         network, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or forward(x, *args, **kwargs)
     )
-    measured = probe.measure_model(subject(model, cfg=1.0), SMALL, lambda made, of: seen.append((made, of)))
+    measured = subjects.measure_model(
+        subject(model, cfg=1.0), SMALL, lambda made, of: seen.append((made, of))
+    )
     assert sum(rows) == measured.calls == SMALL.calls
     made = [done for done, _ in seen]
     assert made == sorted(set(made))
@@ -126,7 +129,7 @@ def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(model) -> None:
     one, two = (
-        probe.measure_model(
+        subjects.measure_model(
             subject(model, latent={"samples": torch.zeros(n, 4, 8, 8)}), SMALL, lambda made, of: None
         )
         for n in (1, 2)
@@ -140,22 +143,22 @@ def rows_that_fit(monkeypatch: pytest.MonkeyPatch):
     """Memory for so many rows at once; more run out of it."""
 
     def limit(rows: int) -> None:
-        whole = probe._measure_batch
+        whole = subjects._measure_batch
 
-        def measure_batch(subject: probe.Subject, noise: torch.Tensor, *rest) -> object:
+        def measure_batch(subject: subjects.Subject, noise: torch.Tensor, *rest) -> object:
             if len(noise) > rows:
                 raise torch.OutOfMemoryError("out of memory")
             return whole(subject, noise, *rest)
 
-        monkeypatch.setattr(probe, "_measure_batch", measure_batch)
+        monkeypatch.setattr(subjects, "_measure_batch", measure_batch)
 
     return limit
 
 
 def test_probes_are_measured_one_by_one_where_memory_is_short(model, rows_that_fit) -> None:
-    expected = probe.measure_model(subject(model), SMALL, lambda made, of: None)
+    expected = subjects.measure_model(subject(model), SMALL, lambda made, of: None)
     rows_that_fit(1)
-    measured = probe.measure_model(subject(model), SMALL, lambda made, of: None)
+    measured = subjects.measure_model(subject(model), SMALL, lambda made, of: None)
     assert measured.calls == expected.calls
     torch.testing.assert_close(
         measured.states.norm(dim=-1), expected.states.norm(dim=-1), rtol=1e-4, atol=1e-4
@@ -190,12 +193,12 @@ def test_model_is_measured_once(
     first, _ = profile(model)
     assert len(list(user_folder.iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "measure_model", lambda *args: pytest.fail("measured again"))
+        patch.setattr(subjects, "measure_model", lambda *args: pytest.fail("measured again"))
         again, _ = profile(load_unet(Source(pipeline / "teacher", "tiny")))
-    torch.testing.assert_close(again.sigmas(6, 1.0, "euler"), first.sigmas(6, 1.0, "euler"))
+    torch.testing.assert_close(again.sigmas(6, 1.0, EULER), first.sigmas(6, 1.0, EULER))
     patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
     keys = {
-        probe.key_of(each, SMALL)
+        subjects.key_of(each, SMALL)
         for each in (
             subject(model),
             subject(model, cfg=5.0),
@@ -210,7 +213,7 @@ def test_model_is_measured_once(
         )
     }
     assert len(keys) == 8
-    assert probe.key_of(subject(model), SMALL) == probe.key_of(
+    assert subjects.key_of(subject(model), SMALL) == subjects.key_of(
         subject(model, latent={"samples": torch.zeros(1, 4, 8, 8)}), SMALL
     )
 
@@ -218,9 +221,9 @@ def test_model_is_measured_once(
 def test_key_is_the_same_while_a_lora_is_in_the_weights(model) -> None:
     """Sampling patches the weights in place; the key is of the weights in the file."""
     patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
-    before = probe.identity(patched)
+    before = identity(patched)
     comfy.model_management.load_models_gpu([patched])
-    assert probe.identity(patched) == before
+    assert identity(patched) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"not a profile", "truncated", "another number"])
@@ -237,8 +240,8 @@ def test_damaged_file_is_measured_anew_with_a_warning(
     path.write_bytes(damaged.get(content, content))
     measured, _ = profile(model)
     assert "measured anew" in caplog.text
-    assert measured.replay is not None
-    again = Store(user_folder).load(probe.key_of(subject(model), SMALL))
+    assert measured.linearized is not None
+    again = Store(user_folder).load(subjects.key_of(subject(model), SMALL))
     assert again is not None
     assert len(path.read_bytes()) == len(whole)
     assert [file.name for file in user_folder.iterdir()] == [path.name]
@@ -253,7 +256,7 @@ def test_stale_file_is_measured_anew_with_a_warning(
     profile(model)
     assert "another version" in caplog.text
     (path,) = user_folder.iterdir()
-    assert Store(path.parent).load(probe.key_of(subject(model), SMALL)) is not None
+    assert Store(path.parent).load(subjects.key_of(subject(model), SMALL)) is not None
 
 
 def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +270,7 @@ def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPat
     first = sample()
     assert first.shape == LATENT["samples"].shape
     assert first.isfinite().all()
-    monkeypatch.setattr(probe, "measure_model", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(subjects, "measure_model", lambda *args: pytest.fail("measured again"))
     assert torch.equal(sample(), first)
 
 
@@ -287,12 +290,12 @@ def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(
 
 def test_nested_latents_are_sampled_with_cores_sigmas(model) -> None:
     nested = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8)])
-    with pytest.raises(probe.CannotMeasure, match="expected one"):
+    with pytest.raises(subjects.CannotMeasure, match="expected one"):
         subject(model, latent={"samples": nested}).noise(2)
     assert (
-        probe.measured_once(
+        subjects.measured_once(
             subject(model, latent={"samples": nested}), SMALL, Store(Path()), lambda made, of: None
-        ).replay
+        ).linearized
         is None
     )
 
@@ -307,24 +310,18 @@ def test_interruption_stops_the_measuring_and_leaves_no_file(model, user_folder:
 
 def test_samplers_are_of_the_kind_that_their_calls_show() -> None:
     """Every sampler that calls the model twice a step is of heun's kind."""
-    assert {
-        name: probe.solver_of(name)
-        for name in ("euler", "ddim", "heun", "dpm_2", "dpmpp_2m", "uni_pc", "res_multistep")
-    } == {
-        "euler": "euler",
-        "ddim": "euler",
-        "heun": "heun",
-        "dpm_2": "heun",
-        "dpmpp_2m": "dpmpp_2m",
-        "uni_pc": "dpmpp_2m",
-        "res_multistep": "dpmpp_2m",
+    kinds = {
+        EULER: ("euler", "ddim"),
+        HEUN: ("heun", "dpm_2"),
+        DPMPP_2M: ("dpmpp_2m", "uni_pc", "res_multistep"),
     }
-    assert set(comfy.samplers.SAMPLER_NAMES) >= probe.ONE_CALL_OF_ORDER_ONE
-    assert set(comfy.samplers.SAMPLER_NAMES) >= probe.TWO_CALLS
+    assert all(subjects.solver_of(name) is solver for solver, names in kinds.items() for name in names)
+    assert set(comfy.samplers.SAMPLER_NAMES) >= subjects.ONE_CALL_OF_ORDER_ONE
+    assert set(comfy.samplers.SAMPLER_NAMES) >= subjects.TWO_CALLS
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_solvers_are_cores_own(solver: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_solvers_are_cores_own(solver: Solver) -> None:
     """Step for step what ComfyUI's samplers of the same name give."""
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 10
     sigmas = torch.tensor([10.0, 6.0, 2.5, 0.7, 0.1, 0.0], dtype=torch.float64)
@@ -332,9 +329,8 @@ def test_solvers_are_cores_own(solver: str) -> None:
     def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return torch.tanh(x) / (1 + sigma[..., None])
 
-    core = comfy.samplers.sampler_object(solver).sampler_function(
+    core = comfy.samplers.sampler_object(solver.name).sampler_function(
         lambda x, sigma, **_: denoised(x, sigma), x, sigmas, disable=True
     )
-    torch.testing.assert_close(
-        solve(solver, lambda x, sigma: denoised(x[0], sigma.expand(3))[None], x[None], sigmas[None])[0], core
-    )
+    ours = solver.solve(lambda x, sigma: denoised(x[0], sigma.expand(3))[None], x[None], sigmas[None])[0]
+    torch.testing.assert_close(ours, core)

@@ -11,23 +11,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dizzydiff.benchmarks._mixture import IsotropicMixture, flow, variance_exploding
+from dizzydiff.benchmarks.stability import equal_stability_grid
 from dizzydiff.stability import curves, grids
+from dizzydiff.stability.equidistribution import cumulative
 from dizzydiff.stability.errors import BadSteps, CannotMeasure
-from dizzydiff.stability.mixture import Mixture, flow, variance_exploding
+from dizzydiff.stability.linearized import TABLE_POINTS, LinearizedModel, interpolate, linearize
 from dizzydiff.stability.profile import Effort, Profile, level_sigmas, measure
-from dizzydiff.stability.quantiles import cumulative
 from dizzydiff.stability.refine import loss, refine
-from dizzydiff.stability.replay import FINE, Replay, at, replay
-from dizzydiff.stability.solvers import SOLVERS, Model, solve
+from dizzydiff.stability.solvers import DPMPP_2M, EULER, SOLVERS, History, Model, Solver
 
 SIGMA_MAX, SIGMA_MIN, D = 14.6, 0.03, 16
 EFFORT = Effort(levels=20, probes=6, directions=2)
 
 
-def mixture(modes: int = 6, std: float = 0.3, of_flow: bool = False) -> Mixture:
+def mixture(modes: int = 6, std: float = 0.3, of_flow: bool = False) -> IsotropicMixture:
     g = torch.Generator().manual_seed(0)
     means = torch.randn(modes, D, generator=g, dtype=torch.float64)
-    return Mixture(
+    return IsotropicMixture(
         torch.full((modes,), 1 / modes, dtype=torch.float64),
         means,
         std,
@@ -35,11 +36,11 @@ def mixture(modes: int = 6, std: float = 0.3, of_flow: bool = False) -> Mixture:
     )
 
 
-def model_of(m: Mixture) -> Model:
+def model_of(m: IsotropicMixture) -> Model:
     return lambda x, sigma: m.denoised(x[0], sigma[0])[None]
 
 
-def profile_of(m: Mixture, effort: Effort = EFFORT, of_flow: bool = False, seed: int = 1) -> Profile:
+def profile_of(m: IsotropicMixture, effort: Effort = EFFORT, of_flow: bool = False, seed: int = 1) -> Profile:
     sigmas = level_sigmas(1.0 if of_flow else SIGMA_MAX, SIGMA_MIN, effort.levels, of_flow)
     noise = torch.randn(effort.probes, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     calls: list[tuple[int, int]] = []
@@ -57,8 +58,8 @@ def profile_of(m: Mixture, effort: Effort = EFFORT, of_flow: bool = False, seed:
 
 
 @functools.cache
-def replayed(of_flow: bool = False) -> Replay:
-    return replay(profile_of(mixture(of_flow=of_flow), of_flow=of_flow))
+def linearized(of_flow: bool = False) -> LinearizedModel:
+    return linearize(profile_of(mixture(of_flow=of_flow), of_flow=of_flow))
 
 
 def test_quick_and_thorough_efforts_count_their_calls() -> None:
@@ -67,16 +68,18 @@ def test_quick_and_thorough_efforts_count_their_calls() -> None:
 
 def test_single_gaussian_has_the_closed_forms() -> None:
     """N(0, s0^2): D = x s0^2 / tau^2, so dD/dx, ||J||, growth and amplification are known at every sigma."""
-    m = Mixture(
+    m = IsotropicMixture(
         torch.ones(1, dtype=torch.float64), torch.zeros(1, D, dtype=torch.float64), 1.0, variance_exploding()
     )
-    r = replay(profile_of(m, Effort(28, 4, 2)))
+    r = linearize(profile_of(m, Effort(28, 4, 2)))
     middle = slice(40, -40)
     sigma = r.sigmas[middle]
     tau2 = 1 + sigma**2
     response = r.responses[middle].diagonal(dim1=-2, dim2=-1).mean((1, 2))
     torch.testing.assert_close(response, 1 / tau2, rtol=0.1, atol=0.02)
-    torch.testing.assert_close(curves.growth(r)[middle] * sigma, 1 / tau2 - 1, rtol=0.1, atol=0.03)
+    torch.testing.assert_close(
+        curves.one_sided_lipschitz(r)[middle] * sigma, 1 / tau2 - 1, rtol=0.1, atol=0.03
+    )
     torch.testing.assert_close(curves.amplification(r)[middle], 1 / tau2.sqrt(), rtol=0.1, atol=0.02)
     torch.testing.assert_close(
         r.states[middle].norm(dim=-1) / tau2.sqrt()[:, None],
@@ -90,8 +93,8 @@ def test_replay_ends_where_the_model_does() -> None:
     m = mixture()
     noise = torch.randn(6, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA_MAX
     sigmas = torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 60, False), torch.zeros(1, dtype=torch.float64)])
-    end = solve("dpmpp_2m", model_of(m), noise[None], sigmas[None])[0]
-    torch.testing.assert_close(replayed().end.norm(dim=-1), end.norm(dim=-1), rtol=0.05, atol=0)
+    end = DPMPP_2M.solve(model_of(m), noise[None], sigmas[None])[0]
+    torch.testing.assert_close(linearized().end.norm(dim=-1), end.norm(dim=-1), rtol=0.05, atol=0)
 
 
 def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measuring() -> None:
@@ -113,9 +116,9 @@ def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measur
         exact.append(x[0])
         return model_of(m)(x, sigma)
 
-    solve("dpmpp_2m", model, start[None], fine[None])
-    r = replay(profile)
-    replayed_length = at(r.states, r.c_of(levels[2:3]))[0].norm(dim=-1)
+    DPMPP_2M.solve(model, start[None], fine[None])
+    r = linearize(profile)
+    replayed_length = interpolate(r.states, r.c_of(levels[2:3]))[0].norm(dim=-1)
     measured_length = profile.states[:, 2].norm(dim=-1)
     off, was_off = (
         (length - exact[-1].norm(dim=-1)).abs().mean() for length in (replayed_length, measured_length)
@@ -124,14 +127,16 @@ def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measur
 
 
 @pytest.mark.parametrize(("probes", "growth"), [(1, 3.0), (2, 30.0)])
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_probes_on_a_border_do_not_decide_the_grid(solver: str, probes: int, growth: float) -> None:
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_probes_on_a_border_do_not_decide_the_grid(solver: Solver, probes: int, growth: float) -> None:
     """Probes in which errors grow by many times e on the way: the others' grid gains nothing by serving those
     alone.
     """
-    r = replayed()
+    r = linearized()
     responses = r.responses.clone()
-    responses[FINE // 4 : FINE // 2, :probes] += growth * torch.eye(responses.shape[-1], dtype=torch.float64)
+    responses[TABLE_POINTS // 4 : TABLE_POINTS // 2, :probes] += growth * torch.eye(
+        responses.shape[-1], dtype=torch.float64
+    )
     wild = replace(r, responses=responses)
     calm, beside = grids.make_grid(r, 8, solver), grids.make_grid(wild, 8, solver)
     states, denoised, kept = (table[:, probes:] for table in (r.states, r.denoised, r.responses))
@@ -139,25 +144,25 @@ def test_probes_on_a_border_do_not_decide_the_grid(solver: str, probes: int, gro
     assert loss(others, beside[None], solver) < 1.5 * loss(others, calm[None], solver)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_replayed_solver_error_is_that_of_the_model(solver: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_replayed_solver_error_is_that_of_the_model(solver: Solver) -> None:
     """Away from modes' borders, where a linear model holds: one wide Gaussian."""
-    m = Mixture(
+    m = IsotropicMixture(
         torch.ones(1, dtype=torch.float64), torch.ones(1, D, dtype=torch.float64), 1.0, variance_exploding()
     )
-    r = replay(profile_of(m, Effort(28, 4, 2)))
+    r = linearize(profile_of(m, Effort(28, 4, 2)))
     grid = torch.cat([level_sigmas(SIGMA_MAX, 0.1, 8, False), torch.zeros(1, dtype=torch.float64)])
     start = torch.randn(4, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * SIGMA_MAX
     exact = 1 + (start - 1) / (1 + SIGMA_MAX**2) ** 0.5
-    error = (solve(solver, model_of(m), start[None], grid[None])[0] - exact).norm(dim=-1)
-    replayed_error = (solve(solver, r, r.states[:1], grid[None])[0] - r.end).norm(dim=-1)
+    error = (solver.solve(model_of(m), start[None], grid[None])[0] - exact).norm(dim=-1)
+    replayed_error = (solver.solve(r, r.states[:1], grid[None])[0] - r.end).norm(dim=-1)
     torch.testing.assert_close(replayed_error, error, rtol=0.1, atol=0.01)
 
 
 @pytest.mark.parametrize("of_flow", [False, True])
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_refining_lessens_the_loss(solver: str, of_flow: bool) -> None:
-    r = replayed(of_flow)
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_refining_lessens_the_loss(solver: Solver, of_flow: bool) -> None:
+    r = linearized(of_flow)
     start = grids.density_grid(r, 8, solver)
     better = refine(r, start, solver)
     assert loss(r, better[None], solver) < 0.95 * loss(r, start[None], solver)
@@ -175,33 +180,42 @@ def test_refined_grid_beats_karras_on_the_model_itself() -> None:
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     karras = (SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7
     zero = torch.zeros(1, dtype=torch.float64)
-    reference = solve(
-        "dpmpp_2m", model, start, torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 150, False), zero])[None]
-    )
+    fine = torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 150, False), zero])
+    reference = DPMPP_2M.solve(model, start, fine[None])
     errors = [
-        (solve("euler", model, start, grid[None]) - reference).square().sum()
-        for grid in (grids.make_grid(replayed(), steps, "euler"), torch.cat([karras, zero]))
+        (EULER.solve(model, start, grid[None]) - reference).square().sum()
+        for grid in (grids.make_grid(linearized(), steps, EULER), torch.cat([karras, zero]))
     ]
     assert errors[0] < errors[1]
 
 
-@settings(max_examples=15)
+def refined_where_short(r: LinearizedModel, n: int, solver: Solver) -> torch.Tensor:
+    """Refinement of long grids takes seconds, and moves the points of the density."""
+    return grids.make_grid(r, n, solver) if n <= 6 else grids.density_grid(r, n, solver)
+
+
+METHODS = {
+    "refined": refined_where_short,
+    "density": grids.density_grid,
+    "cheapest path": grids.cheapest_grid,
+    "curvature": lambda r, n, solver: grids.curvature_grid(r, n),
+    "equal stability": lambda r, n, solver: equal_stability_grid(r, n),
+}
+
+
+@settings(max_examples=12)
 @given(
     steps=st.integers(1, 48),
-    method=st.sampled_from(grids.METHODS),
-    solver=st.sampled_from(sorted(SOLVERS)),
+    method=st.sampled_from(sorted(METHODS)),
+    solver=st.sampled_from(list(SOLVERS.values())),
     of_flow=st.booleans(),
     denoise=st.sampled_from([1.0, 0.6, 0.05]),
 )
 def test_every_grid_falls_strictly_from_the_model_to_zero(
-    steps: int, method: str, solver: str, of_flow: bool, denoise: float
+    steps: int, method: str, solver: Solver, of_flow: bool, denoise: float
 ) -> None:
-    r = replayed(of_flow)
-    if method == "refined":
-        steps = min(steps, 6)
-    grid = grids.for_denoise(
-        lambda n: grids.make_grid(r, n, solver, method=method if n <= 6 else "density"), steps, denoise
-    )
+    r = linearized(of_flow)
+    grid = grids.for_denoise(lambda n: METHODS[method](r, n, solver), steps, denoise)
     assert len(grid) == steps + 1
     assert grid[-1] == 0
     assert (grid.diff() < 0).all()
@@ -211,10 +225,41 @@ def test_every_grid_falls_strictly_from_the_model_to_zero(
     assert grid[-2] >= r.sigmas[-1] * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_a_solvers_error_is_its_own_under_any_name(solver: Solver) -> None:
+    """Order and memory are the solver's, not its name's."""
+    r, other = linearized(), replace(solver, name="another")
+    c = torch.linspace(0, 1, 9, dtype=torch.float64)
+    assert torch.equal(curves.local_error(r, other), curves.local_error(r, solver))
+    assert torch.equal(curves.local_errors(r, other, c), curves.local_errors(r, solver, c))
+    assert torch.equal(grids.density_grid(r, 5, other), grids.density_grid(r, 5, solver))
+
+
+def test_a_solver_is_handed_the_steps_that_it_says_it_remembers() -> None:
+    """Two here: exact ones for its local error, its own when it solves."""
+    handed: list[list[tuple[float, torch.Tensor]]] = []
+
+    def step(
+        model: Model, x: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor, history: History
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        handed.append([(float(past[0]), D[0]) for past, D in history])
+        return EULER.step(model, x, sigma, sigma_next, history)
+
+    r, solver = linearized(), Solver("spy", step, order=1, memory=2, unevenness_price=0.0)
+    c, h = torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)
+    curves.step_errors(r, solver, c, c + h, h)
+    ((one, D_one), (two, D_two)) = handed.pop()
+    assert (one, two) == pytest.approx([float(r.sigma_of(c - n * h)) for n in (1, 2)])
+    torch.testing.assert_close(D_one, interpolate(r.denoised, c - h)[0])
+    torch.testing.assert_close(D_two, interpolate(r.denoised, c - 2 * h)[0])
+    solver.solve(r, r.states[:1], torch.tensor([[8.0, 4.0, 2.0, 1.0, 0.5, 0.0]], dtype=torch.float64))
+    assert [[sigma for sigma, _ in history] for history in handed] == [[], [8], [4, 8], [2, 4]]
+
+
 def test_nothing_is_denoised_at_denoise_0_and_no_steps_are_refused() -> None:
     assert len(grids.for_denoise(lambda n: torch.zeros(n + 1), 8, 0.0)) == 0
     with pytest.raises(BadSteps, match="at least 1"):
-        grids.make_grid(replayed(), 0, "euler")
+        grids.make_grid(linearized(), 0, EULER)
 
 
 def test_blend_goes_from_one_grid_to_the_other() -> None:
@@ -235,9 +280,9 @@ def test_dynamic_programming_finds_the_cheapest_path() -> None:
 
 
 def test_equal_stability_grid_has_equal_parts_of_the_measured_norm() -> None:
-    r = replayed()
-    grid = grids.equal_stability_grid(r, 5)
-    A = cumulative(r.sigmas, curves.velocity_norm(r))
+    r = linearized()
+    grid = equal_stability_grid(r, 5)
+    A = cumulative(r.sigmas, curves.lipschitz(r))
     at_grid = torch.tensor([float(A[(r.sigmas - sigma).abs().argmin()]) for sigma in grid[:-1]])
     torch.testing.assert_close(at_grid.diff(), (A[-1] / 5).float().expand(4), rtol=0.05, atol=0)
 

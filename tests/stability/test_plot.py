@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from dizzydiff.stability.plot import COLOURS, FOOT, LEFT, RIGHT, ROW, WIDTH, draw
+from dizzydiff.stability.solvers import EULER
 
-from .test_grids import replayed
+from .test_grids import linearized
 
 
 def columns(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -18,13 +19,13 @@ def columns(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_points_stand_where_their_sigmas_are() -> None:
-    r = replayed()
+    r = linearized()
     middle = float((r.sigmas[0] * r.sigmas[-1]).sqrt())
     grids = {
         "ours": torch.tensor([float(r.sigmas[0]), middle, 0.0]),
         "other": torch.tensor([float(r.sigmas[0]), 0.0]),
     }
-    picture = draw(r, "euler", grids)
+    picture = draw(r, EULER, grids)
     assert picture.width == WIDTH == 1024
     pixels = np.asarray(picture)
     ours, other = (columns(pixels, COLOURS[i]) for i in (0, 1))

@@ -10,17 +10,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dizzydiff.stability.mixture import Mixture, Process, flow, ornstein_uhlenbeck, variance_exploding
-from dizzydiff.stability.quantiles import cumulative, equal_parts
+from dizzydiff.benchmarks._mixture import (
+    IsotropicMixture,
+    Process,
+    flow,
+    ornstein_uhlenbeck,
+    variance_exploding,
+)
+from dizzydiff.stability.equidistribution import cumulative, equidistribute
 
 BETA = 5.0
 PROCESSES = {"ou": (ornstein_uhlenbeck(BETA), 0.3), "ve": (variance_exploding(), 1.7), "flow": (flow(), 0.6)}
 
 
-def mixture(process: Process, std: float = 0.7, modes: int = 4, d: int = 3) -> Mixture:
+def mixture(process: Process, std: float = 0.7, modes: int = 4, d: int = 3) -> IsotropicMixture:
     g = torch.Generator().manual_seed(0)
     weights = torch.rand(modes, generator=g, dtype=torch.float64)
-    return Mixture(
+    return IsotropicMixture(
         weights / weights.sum(), 2 * torch.randn(modes, d, generator=g, dtype=torch.float64), std, process
     )
 
@@ -30,12 +36,12 @@ def points(n: int = 5, d: int = 3) -> torch.Tensor:
 
 
 @pytest.fixture(params=PROCESSES, ids=str)
-def case(request: pytest.FixtureRequest) -> tuple[Mixture, torch.Tensor]:
+def case(request: pytest.FixtureRequest) -> tuple[IsotropicMixture, torch.Tensor]:
     process, t = PROCESSES[request.param]
     return mixture(process), torch.tensor(t, dtype=torch.float64)
 
 
-def test_score_is_the_gradient_of_the_log_density(case: tuple[Mixture, torch.Tensor]) -> None:
+def test_score_is_the_gradient_of_the_log_density(case: tuple[IsotropicMixture, torch.Tensor]) -> None:
     m, t = case
     x = points().requires_grad_()
     s2 = m.variance(t)
@@ -44,23 +50,23 @@ def test_score_is_the_gradient_of_the_log_density(case: tuple[Mixture, torch.Ten
     torch.testing.assert_close(m.score(x.detach(), t), gradient)
 
 
-def test_denoised_is_tweedies_estimate(case: tuple[Mixture, torch.Tensor]) -> None:
+def test_denoised_is_tweedies_estimate(case: tuple[IsotropicMixture, torch.Tensor]) -> None:
     m, t = case
     torch.testing.assert_close(
         m.process.a(t) * m.denoised(points(), t), points() + m.process.b2(t) * m.score(points(), t)
     )
 
 
-def test_jacobian_is_the_derivative_of_the_velocity(case: tuple[Mixture, torch.Tensor]) -> None:
+def test_jacobian_is_the_derivative_of_the_velocity(case: tuple[IsotropicMixture, torch.Tensor]) -> None:
     m, t = case
     derivative = torch.autograd.functional.jacobian(lambda x: m.velocity(x, t).sum(0), points())
     torch.testing.assert_close(m.jacobian(points(), t), derivative.permute(1, 0, 2))
 
 
 @pytest.mark.parametrize("std", [1.0, 0.5])
-def test_velocity_moves_the_density(case: tuple[Mixture, torch.Tensor], std: float) -> None:
+def test_velocity_moves_the_density(case: tuple[IsotropicMixture, torch.Tensor], std: float) -> None:
     """The continuity equation along the flow: d log p / dt = -div v, by central differences in time."""
-    m, t = Mixture(case[0].weights, case[0].means, std, case[0].process), case[1]
+    m, t = IsotropicMixture(case[0].weights, case[0].means, std, case[0].process), case[1]
     h = 1e-4
 
     def log_density(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -94,7 +100,7 @@ def test_closed_forms_of_each_process() -> None:
     )
 
 
-def test_bounds_hold_everywhere(case: tuple[Mixture, torch.Tensor]) -> None:
+def test_bounds_hold_everywhere(case: tuple[IsotropicMixture, torch.Tensor]) -> None:
     m, _ = case
     for t in torch.linspace(0.05, 0.95, 7, dtype=torch.float64):
         norm = torch.linalg.matrix_norm(m.jacobian(points(40), t), ord=2).max()
@@ -116,7 +122,7 @@ def test_flow_map_stays_within_the_exponential_of_the_integral() -> None:
 
 def test_reference_grid_of_the_paper() -> None:
     g = torch.Generator().manual_seed(0)
-    m = Mixture(
+    m = IsotropicMixture(
         torch.full((20,), 1 / 20),
         10 * torch.rand(20, 64, generator=g, dtype=torch.float64) - 5,
         1.0,
@@ -141,20 +147,22 @@ def test_integral_of_the_bound_has_its_closed_form() -> None:
     values=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40),
     falling=st.booleans(),
 )
-def test_equal_parts_are_equal_ordered_and_keep_the_ends(n: int, values: list[float], falling: bool) -> None:
+def test_equidistributed_points_are_ordered_and_keep_the_ends(
+    n: int, values: list[float], falling: bool
+) -> None:
     x = torch.linspace(0.1, 3, len(values), dtype=torch.float64)
     x = x.flip(0) if falling else x
     y = torch.tensor(values, dtype=torch.float64)
-    grid = equal_parts(x, y, n)
+    grid = equidistribute(x, y, n)
     assert grid[0] == x[0]
     assert grid[-1] == x[-1]
     assert ((grid.diff() < 0) if falling else (grid.diff() > 0)).all()
     assert len(grid) == n + 1
 
 
-def test_equal_parts_of_a_constant_are_even() -> None:
+def test_equidistributed_points_of_a_constant_are_even() -> None:
     torch.testing.assert_close(
-        equal_parts(torch.tensor([0.0, 0.5, 2.0]), torch.ones(3), 4),
+        equidistribute(torch.tensor([0.0, 0.5, 2.0]), torch.ones(3), 4),
         torch.linspace(0, 2, 5, dtype=torch.float64),
     )
     torch.testing.assert_close(

@@ -5,24 +5,25 @@ it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..common.alpha import is_flow
 from .errors import CannotMeasure
 from .grids import blend, for_denoise, make_grid
+from .identity import digest_of, identity
+from .linearized import LinearizedModel, linearize
 from .profile import Effort, Profile, Progress, join, level_sigmas, measure
-from .replay import Replay, replay
+from .solvers import DPMPP_2M, EULER, HEUN, Solver
 from .store import Store
 
 FALLBACK = "simple"
@@ -46,7 +47,6 @@ TWO_CALLS = frozenset(
 ONE_CALL_OF_ORDER_ONE = frozenset(
     {"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"}
 )
-SAMPLED_WEIGHTS = 64
 Predict = Callable[[Any, Tensor, Tensor, dict[str, Any]], Tensor]
 """D of a sampler's model at x [B, ...] and sigma [B], with its extra arguments."""
 
@@ -56,13 +56,13 @@ def predict_here(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any
     return model(x, sigma, **extra_args)
 
 
-def solver_of(sampler_name: str) -> str:
-    """The kind of solver that a sampler of core is: two calls a step, order one, or (the rest) several steps
-    remembered.
+def solver_of(sampler_name: str) -> Solver:
+    """The solver that is most like a sampler of core: two calls a step, order one, or (the rest) several
+    steps remembered.
     """
     if sampler_name in TWO_CALLS:
-        return "heun"
-    return "euler" if sampler_name in ONE_CALL_OF_ORDER_ONE else "dpmpp_2m"
+        return HEUN
+    return EULER if sampler_name in ONE_CALL_OF_ORDER_ONE else DPMPP_2M
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Subject:
 
     @property
     def flow(self) -> bool:
-        return isinstance(self.sampling, comfy.model_sampling.CONST)
+        return is_flow(self.sampling)
 
     def noise(self, probes: int) -> Tensor:
         """[probes, ...]: the same for a seed, however many rows are evaluated at once."""
@@ -114,23 +114,23 @@ class Measured:
     """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``."""
 
     sampling: Any
-    replay: Replay | None
+    linearized: LinearizedModel | None
     reason: str = ""
 
-    def sigmas(self, steps: int, denoise: float, solver: str, share: float = 0.0) -> Tensor:
-        """SIGMAS [steps + 1] in fp32 for a solver of ``SOLVERS``; ``share`` in [0, 1] of core's simple grid
+    def sigmas(self, steps: int, denoise: float, solver: Solver, share: float = 0.0) -> Tensor:
+        """SIGMAS [steps + 1] in fp32 for a solver; ``share`` in [0, 1] of core's simple grid
         is mixed in.
         """
         return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
 
-    def _whole(self, steps: int, solver: str, share: float) -> Tensor:
+    def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
         core = core_grids(self.sampling, steps)
-        if self.replay is None:
+        if self.linearized is None:
             logging.warning(
                 "DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK
             )
             return core[FALLBACK].double()
-        return blend(make_grid(self.replay, steps, solver, list(core.values())), core[FALLBACK], share)
+        return blend(make_grid(self.linearized, steps, solver, list(core.values())), core[FALLBACK], share)
 
 
 def core_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
@@ -208,7 +208,7 @@ def _measure_batch(
 
 
 def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
-    """From the store, or measured now and stored; without a replay where the model cannot be measured.
+    """From the store, or measured now and stored; nothing linearised where the model cannot be measured.
 
     Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled
     either: ComfyUI says so, and frees what it can.
@@ -219,7 +219,7 @@ def measured_once(subject: Subject, effort: Effort, store: Store, progress: Prog
         if profile is None:
             profile = measure_model(subject, effort, progress)
             store.save(key, profile)
-        return Measured(subject.sampling, replay(profile))
+        return Measured(subject.sampling, linearize(profile))
     except torch.OutOfMemoryError:
         raise
     except (CannotMeasure, RuntimeError) as error:
@@ -240,54 +240,7 @@ def key_of(subject: Subject, effort: Effort) -> str:
     ]
     sampling = subject.sampling
     kind = [each.__name__ for each in type(sampling).__mro__[:-1]]
-    noise = (kind, float(sampling.sigma_min), float(sampling.sigma_max), _digest(sampling.sigmas))
+    noise = (kind, float(sampling.sigma_min), float(sampling.sigma_max), digest_of(sampling.sigmas))
     return repr(
         ("profile", identity(subject.model), noise, round(subject.cfg, 4), resolution, effort, subject.seed)
     )
-
-
-def identity(model: Any) -> str:
-    """A hash of samples of the weights as they are in the file, of every patch upon them, of wrappers and
-    what they hold, and of the names of other patches.
-    """
-    keys = model.get_key_patches("diffusion_model.")
-    names = sorted(keys)
-    digest = hashlib.sha256(type(model.model).__name__.encode())
-    for name in names[:: max(1, len(names) // SAMPLED_WEIGHTS)]:
-        digest.update(f"{name} {_digest(keys[name][0])}".encode())
-    for name in names:
-        if len(keys[name]) > 1:
-            digest.update(f"{name} {_digest(keys[name][1:])}".encode())
-    for kind, keyed in sorted(model.wrappers.items()):
-        for key, wrappers in sorted(keyed.items(), key=str):
-            for wrapper in wrappers:
-                held = [_digest(value) for _, value in sorted(getattr(wrapper, "__dict__", {}).items())]
-                digest.update(
-                    f"{kind} {key} {getattr(wrapper, '__qualname__', type(wrapper).__name__)} {held}".encode()
-                )
-    digest.update(repr(sorted(_names(model.model_options))).encode())
-    return digest.hexdigest()
-
-
-def _digest(value: Any) -> str:
-    """Of numbers, text and samples of tensors, however nested."""
-    if isinstance(value, Tensor):
-        few = value.detach().flatten()[:: max(1, value.numel() // 32)].float().cpu()
-        return f"{tuple(value.shape)} {hashlib.sha256(few.numpy().tobytes()).hexdigest()}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_digest(item) for item in value)}]"
-    if value is None or isinstance(value, (int, float, str, bool)):
-        return repr(value)
-    return f"{type(value).__name__} {_digest(getattr(value, 'weights', None))}"
-
-
-def _names(options: Any, path: str = "") -> Iterator[str]:
-    if isinstance(options, dict):
-        for key, value in options.items():
-            yield from _names(value, f"{path}/{key}")
-    elif isinstance(options, (list, tuple)):
-        yield f"{path} {len(options)}"
-    elif isinstance(options, (int, float, str, bool)):
-        yield f"{path} {options}"
-    elif isinstance(options, Callable):  # type: ignore[arg-type]
-        yield f"{path} {getattr(options, '__qualname__', type(options).__name__)}"
