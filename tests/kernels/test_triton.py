@@ -30,10 +30,11 @@ def python(root: Path, *arguments: str, **settings: str) -> str:
 
 
 @needs_triton
-def test_the_interpreter_passes_the_accuracy_tests(root: Path) -> None:
+def test_the_interpreter_passes_the_tests_of_accuracy_and_qualification(root: Path) -> None:
     """In a process of its own: Triton decides when it is imported whether it interprets."""
     pytest_ = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    out = python(root, *pytest_, "-k", "triton", "tests/kernels/test_accuracy.py", TRITON_INTERPRET="1")
+    files = ("tests/kernels/test_accuracy.py", "tests/kernels/test_dispatch.py")
+    out = python(root, *pytest_, "-k", "triton", *files, TRITON_INTERPRET="1")
     passed = re.search(r"(\d+) passed", out)
     assert passed and int(passed[1]) > 100, out
 
