@@ -34,20 +34,6 @@ print(*[name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.strip() == ""
 
 
-def test_every_source_file_names_its_licence(root: Path) -> None:
-    folders = ("nodes", "students", "tiny", "tests", "devtools", "benchmarks")
-    files = [
-        root / "__init__.py",
-        root / "dev.py",
-        *(file for folder in folders for file in (root / folder).rglob("*.py")),
-    ]
-    assert not [
-        file
-        for file in files
-        if file.stat().st_size and "SPDX-License-Identifier: GPL-3.0-or-later" not in file.read_text()[:200]
-    ]
-
-
 def test_the_registry_finds_what_it_needs(root: Path) -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     assert settings["project"]["name"] == "dizzydiff"
