@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from devtools.process import environment
+from devtools.process import printed
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed on this platform"
@@ -21,12 +20,7 @@ needs_triton = pytest.mark.skipif(
 
 
 def python(root: Path, *arguments: str, **settings: str) -> str:
-    command = [sys.executable, "-P", *arguments]
-    done = subprocess.run(
-        command, cwd=root, env=environment(settings), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return printed([sys.executable, "-P", *arguments], root, settings)
 
 
 @needs_triton

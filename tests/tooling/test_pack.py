@@ -16,7 +16,7 @@ import pytest
 import tomllib
 from PIL import Image
 
-from devtools.process import environment
+from devtools.process import environment, printed
 
 HEAVY = ("torch", "diffusers", "transformers", "matplotlib", "triton", "comfy", "comfy_api")
 
@@ -28,10 +28,7 @@ load_package = runpy.run_path({str(root / "devtools" / "package.py")!r})["load_p
 load_package("dizzydiff", pathlib.Path({str(root)!r}))
 print(*[name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script], env=environment(), capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == ""
+    assert printed([sys.executable, "-P", "-c", script]).strip() == ""
 
 
 def test_the_registry_finds_what_it_needs(root: Path) -> None:

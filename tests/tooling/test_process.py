@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools.process import SetupFailed, environment, run_logged
+from devtools.process import ProgramFailed, SetupFailed, environment, printed, run_logged
 
 
 def test_a_failure_names_the_command_its_status_its_log_and_what_the_log_ends_with(tmp_path: Path) -> None:
@@ -33,3 +33,10 @@ def test_child_processes_stay_offline_and_find_no_other_environment(monkeypatch:
     settings = environment({"EXTRA": "1"})
     assert not {"PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV"} & settings.keys()
     assert (settings["HF_HUB_OFFLINE"], settings["DO_NOT_TRACK"], settings["EXTRA"]) == ("1", "1", "1")
+
+
+def test_what_a_program_prints_is_given_back_and_a_failure_tells_all(tmp_path: Path) -> None:
+    assert printed([sys.executable, "-c", "print('Grüße')"], tmp_path, {"PYTHONUTF8": "1"}) == "Grüße\n"
+    said = "import sys; print('half done'); print('no space', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(ProgramFailed, match=r"(?s)ended with 3:.*half done.*no space"):
+        printed([sys.executable, "-c", said], tmp_path)
