@@ -35,7 +35,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def tail(log: Path, lines: int = 20) -> str:
     """The last lines of a log, indented."""
-    return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
+    return "\n".join(
+        f"    {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    )
 
 
 def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None) -> None:
@@ -44,12 +46,12 @@ def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
-        log.open("w") as file,
+        log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             env=environment(),
         ) as process,

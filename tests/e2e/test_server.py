@@ -112,7 +112,7 @@ def write_unguided(path: Path) -> None:
 
 
 def write_text(path: Path) -> None:
-    path.write_text("this is no weights file")
+    path.write_text("this is no weights file", encoding="utf-8")
 
 
 @pytest.mark.parametrize(

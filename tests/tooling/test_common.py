@@ -30,9 +30,9 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_beside_it(tmp_path: Pa
     file = tmp_path / "kept.json"
     write_json(file, {"old": True})
     with pytest.raises(ZeroDivisionError), replacing(file) as unfinished:
-        unfinished.write_text("half")
+        unfinished.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
-    assert file.read_text().split() == ["{", '"old":', "true", "}"]
+    assert file.read_text(encoding="utf-8").split() == ["{", '"old":', "true", "}"]
     assert os.listdir(tmp_path) == ["kept.json"]
 
 
@@ -48,7 +48,7 @@ def test_a_written_file_can_be_read_by_whom_any_new_file_can(tmp_path: Path) -> 
 def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("n" * 250 + ".json")
     write_json(file, [])
-    assert file.read_text() == "[]\n"
+    assert file.read_text(encoding="utf-8") == "[]\n"
 
 
 @given(SIGMAS)

@@ -32,7 +32,7 @@ print(*[name for name in {HEAVY!r} if name in sys.modules])
 
 
 def test_the_registry_finds_what_it_needs(root: Path) -> None:
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["project"]["name"] == "dizzydiff"
     assert {"version", "license", "requires-python", "urls"} <= settings["project"].keys()
     assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= settings["tool"][
@@ -41,7 +41,7 @@ def test_the_registry_finds_what_it_needs(root: Path) -> None:
 
 
 def test_icon_and_banner_are_where_the_registry_is_told_and_of_its_shapes(root: Path) -> None:
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     here = (
         settings["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
         + "/main/"
@@ -54,13 +54,15 @@ def test_icon_and_banner_are_where_the_registry_is_told_and_of_its_shapes(root: 
 
 
 def test_the_changelog_knows_the_version(root: Path) -> None:
-    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
-    assert f"\n## {version}\n" in (root / "CHANGELOG.md").read_text()
+    version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\n## {version}\n" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["requirements-dev.txt", "constraints.txt"])
 def test_development_packages_are_pinned(name: str, root: Path) -> None:
-    lines = [line.partition("#")[0].strip() for line in (root / name).read_text().splitlines()]
+    lines = [
+        line.partition("#")[0].strip() for line in (root / name).read_text(encoding="utf-8").splitlines()
+    ]
     assert all("==" in line for line in lines if line)
 
 
@@ -68,7 +70,7 @@ def test_the_registrys_own_tool_accepts_the_pack(root: Path, tmp_path: Path) -> 
     private = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-P", "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
     done = subprocess.run(
-        command, cwd=root, env=environment(private), capture_output=True, text=True, timeout=120
+        command, cwd=root, env=environment(private), capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout + done.stderr
@@ -82,7 +84,7 @@ def test_an_older_comfyui_is_told_apart(version: str, older: bool, root: Path) -
     import dizzydiff
 
     assert dizzydiff.is_older(version, dizzydiff.OLDEST_COMFYUI) is older
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["tool"]["comfy"]["requires-comfyui"] == f">={dizzydiff.OLDEST_COMFYUI}"
 
 

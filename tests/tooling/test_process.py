@@ -24,7 +24,7 @@ def test_each_line_is_shown_as_it_comes_and_kept(tmp_path: Path) -> None:
     lines: list[str] = []
     run_logged([sys.executable, "-c", "print('one'); print('two')"], tmp_path / "log", lines.append)
     assert lines == ["one", "two"]
-    assert (tmp_path / "log").read_text().split() == lines
+    assert (tmp_path / "log").read_text(encoding="utf-8").split() == lines
 
 
 def test_child_processes_stay_offline_and_find_no_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ HANGS = "import time; print('still loading', flush=True); time.sleep(600)"
 
 
 def start(tmp_path: Path, program: str, timeout: float = 60.0):
-    (tmp_path / "main.py").write_text(program)
+    (tmp_path / "main.py").write_text(program, encoding="utf-8")
     return running(Path(sys.executable), tmp_path, tmp_path, tmp_path / "output", tmp_path / "log", timeout)
 
 
