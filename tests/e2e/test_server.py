@@ -116,15 +116,22 @@ def write_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [write_truncated, write_unguided, write_text], ids=["truncated", "unguided", "text"]
+    ("write", "kind"),
+    [
+        (write_truncated, "dizzydiff.DamagedFile"),
+        (write_unguided, "dizzydiff.NoGuidanceInput"),
+        (write_text, "dizzydiff.NotSafetensors"),
+    ],
+    ids=["truncated", "unguided", "text"],
 )
 def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
-    write: Any, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
+    write: Any, kind: str, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
 ) -> None:
     name = f"{request.node.callspec.id}.safetensors"
     write(models / "diffusion_models" / name)
     error = error_of(comfy_server.run(load_student(name)))
     assert (error["node_id"], error["node_type"]) == ("1", "DizzyDiffLoadStudent")
+    assert error["exception_type"] == kind, "no path into custom_nodes"
     assert name in error["exception_message"]
     assert len(error["exception_message"]) > len(name) + 40, (
         "the message says what was expected and what to do"
