@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import tomllib
+import yaml
 from PIL import Image
 
+from devtools.comfyui import RELEASES
 from devtools.process import environment, printed
 
 HEAVY = ("torch", "diffusers", "transformers", "matplotlib", "triton", "comfy", "comfy_api")
@@ -64,6 +66,38 @@ def test_development_packages_are_pinned(name: str, root: Path) -> None:
         line.partition("#")[0].strip() for line in (root / name).read_text(encoding="utf-8").splitlines()
     ]
     assert all("==" in line for line in lines if line)
+
+
+def test_ruff_is_the_same_before_a_commit_as_in_the_tests(root: Path) -> None:
+    (hooks,) = yaml.safe_load((root / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    pinned = (root / "requirements-dev.txt").read_text(encoding="utf-8")
+    assert f"\nruff=={hooks['rev'].removeprefix('v')}\n" in pinned
+    assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
+
+
+def test_the_public_ci_runs_all_tests_on_three_systems(root: Path) -> None:
+    workflow = yaml.safe_load((root / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    assert {system.partition("-")[0] for system in job["strategy"]["matrix"]["os"]} == {
+        "ubuntu",
+        "windows",
+        "macos",
+    }
+    matrix = job["strategy"]["matrix"]
+    assert {*matrix["comfyui"], *(each["comfyui"] for each in matrix["include"])} == set(RELEASES)
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["python3 dev.py test"]
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used), "pinned to a commit"
+
+
+@pytest.mark.parametrize("form", ["wrong_or_broken.yml", "idea.yml"])
+def test_issue_forms_are_read(form: str, root: Path) -> None:
+    text = (root / ".github" / "ISSUE_TEMPLATE" / form).read_text(encoding="utf-8")
+    told = yaml.safe_load(text)
+    assert {"name", "description", "body"} <= told.keys()
+    assert all(
+        field["type"] in ("textarea", "input") and field["attributes"]["label"] for field in told["body"]
+    )
 
 
 def test_the_registrys_own_tool_accepts_the_pack(root: Path, tmp_path: Path) -> None:
