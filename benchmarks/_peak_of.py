@@ -38,7 +38,7 @@ def begin() -> int:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _of_process("VmRSS")
 
 
@@ -47,7 +47,7 @@ def peak() -> int:
 
 
 def _of_process(line: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(each.split()[1]) * 1024 for each in lines if each.startswith(line))
 
 

@@ -108,7 +108,7 @@ print(time.perf_counter() - started, time.process_time() - used)
             [sys.executable, "-P", "-c", script],
             env=environment(),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         ).stdout
         for _ in range(1 if quick else 5)

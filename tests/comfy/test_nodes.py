@@ -13,6 +13,7 @@ import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ops import disable_weight_init
+from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_flux import FluxGuidance
 from safetensors.torch import load_file, save_file
 
@@ -50,8 +51,19 @@ def test_pipeline_makes_pictures_that_depend_on_guidance(pipeline: str) -> None:
 
 
 def test_teacher_of_a_pipeline_samples_with_cfg(pipeline: str) -> None:
-    model, clip, vae = LoadPipeline.execute(f"{pipeline}/teacher").result
-    assert picture(model, clip, vae).isfinite().all()
+    """One step to sigma 0 gives D itself, which is what CFG combines: u + g (c - u)."""
+    model, clip, _ = LoadPipeline.execute(f"{pipeline}/teacher").result
+    positive, negative = (core_nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a circle", ""))
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+
+    def denoised(g: float, positive: list, negative: list) -> torch.Tensor:
+        return core_nodes.KSampler().sample(model, 7, 1, g, "euler", "normal", positive, negative, latent)[0][
+            "samples"
+        ]
+
+    c, u = denoised(1.0, positive, negative), denoised(1.0, negative, positive)
+    assert (c - u).abs().max() > 1e-3
+    torch.testing.assert_close(denoised(4.0, positive, negative), u + 4.0 * (c - u), rtol=1e-4, atol=1e-4)
 
 
 def student(name: str = "student.safetensors", **kwargs) -> str:
@@ -97,20 +109,42 @@ def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
     assert rows["batch_index"] == [5, 5, 5, 9, 9, 9]
 
 
-def test_sampler_node_gives_pictures_in_samplercustom(pipeline: str) -> None:
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sampler_node_takes_steps_of_twice_the_length_and_noise_one_step_back(
+    eta: float, pipeline: str
+) -> None:
+    """Algorithm 4 of Meng et al., written out for three steps from what the model says at each."""
     from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
     model, clip, _ = LoadPipeline.execute(pipeline).result
     positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
     latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
     sigmas = BasicScheduler.execute(model, "simple", 3, 1.0).result[0]
-    sampler = StudentSampler.execute(1.0).result[0]
-    assert (
-        SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent)
-        .result[0]["samples"]
-        .isfinite()
-        .all()
-    )
+    seen: list[dict] = []
+
+    def watched(model, x, sigmas, callback, **options):
+        def watch(step: dict) -> None:
+            seen.append(step)
+            callback(step)
+
+        return node.sampler_function(model, x, sigmas, callback=watch, **options)
+
+    node = StudentSampler.execute(eta).result[0]
+    sampler = KSAMPLER(watched, node.extra_options)
+    sampled = SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent).result[
+        0
+    ]
+    x, D = ([step[name] for step in seen] for name in ("x", "denoised"))
+    for i in range(2):
+        sigma_t, sigma_s = sigmas[i : i + 2]
+        sigma_k = sigma_s + eta * (sigmas[i + 2] - sigma_s)
+        offset = x[i + 1] - (D[i] + sigma_k / sigma_t * (x[i] - D[i]))
+        noise = offset / (sigma_s**2 - sigma_k**2).sqrt() if eta else 1.0 + offset
+        assert abs(noise.square().mean() - 1) < (0.2 if eta else 1e-4), (
+            "256 numbers of unit variance, or none"
+        )
+    latents = model.model.process_latent_in(sampled["samples"])
+    torch.testing.assert_close(latents, D[-1], rtol=1e-4, atol=1e-4)
 
 
 def narrow_flux() -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from dizzydiff.drafting.report import EvaluatedState, Report
 from dizzydiff.drafting.timeline import ANCHOR, UNUSED, colour, draw
 
@@ -27,6 +29,35 @@ def test_every_state_has_its_cell() -> None:
     assert image.width >= 1024
     shades = {shade for _, shade in image.getcolors(1 << 20)}
     assert {ANCHOR, UNUSED, colour(1e-4), colour(0.1), colour(1e-2)} <= shades
+
+
+def box(image: Image.Image, shade: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of all that has a colour."""
+    pixels = image.load()
+    assert pixels is not None
+    at = [(x, y) for x in range(image.width) for y in range(image.height) if pixels[x, y] == shade]
+    assert at, shade
+    return min(x for x, _ in at), min(y for _, y in at), max(x for x, _ in at), max(y for _, y in at)
+
+
+def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom() -> None:
+    """Told by colours that the legend has not."""
+    first, second, third = 3e-4, 3e-2, 3e-3
+    report = Report(
+        [
+            [EvaluatedState(0), EvaluatedState(1, first, True), EvaluatedState(2, second, False)],
+            [EvaluatedState(2), EvaluatedState(3, third, True)],
+        ]
+    )
+    image = draw(report, ["cuda:0", "cuda:1", "cuda:2"])
+    upper, lower, later = (box(image, colour(deviation)) for deviation in (first, second, third))
+    assert (upper[0], upper[2]) == (lower[0], lower[2]), "one round, one column"
+    assert upper[3] < lower[1], "below one another, apart"
+    assert (upper[1], upper[3]) == (later[1], later[3]), "second states share a row"
+    assert upper[2] < later[0], "the next round stands to the right, apart"
+    row = lower[1] - upper[1]
+    anchor = image.getpixel((upper[0] + 8, upper[1] + 4 - row))
+    assert anchor == ANCHOR, "where the sampler stood is on top"
 
 
 def test_the_report_counts() -> None:
