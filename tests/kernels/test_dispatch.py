@@ -20,7 +20,7 @@ from torch import Tensor
 from devtools.pretend_device import DEVICE, Away, booked
 from dizzydiff.kernels.carry import carry
 from dizzydiff.kernels.device import SideStream, Stopwatch, Work, current
-from dizzydiff.kernels.dispatch import Dispatcher
+from dizzydiff.kernels.dispatch import Dispatcher, shapes
 from dizzydiff.kernels.linear_combinations import linear_combinations
 from dizzydiff.kernels.qualification import CONCLUSIVE, LAUNCHES, Implementation, Operation
 
@@ -216,6 +216,13 @@ def test_every_shape_is_tried_one_at_a_time(bench: PretendedWorkbench, x: Tensor
     assert (used(scaling, dispatcher, x), used(scaling, dispatcher, wide)) == ("kernel", "torch")
     bench.work()
     assert used(scaling, dispatcher, wide) == "kernel"
+
+
+def test_what_is_computed_otherwise_is_tried_by_itself(x: Tensor) -> None:
+    known = shapes([x, x], [[1.0, 2.0]])
+    assert shapes([x, x], [[3.0, 4.0]]) == known
+    for tensors, weights in (([x, x], [[1.0, 2.0]] * 2), ([x], [[1.0]]), ([x[0], x[1]], [[1.0, 2.0]])):
+        assert shapes(tensors, weights) != known
 
 
 def test_the_trial_is_made_on_copies(bench: PretendedWorkbench, x: Tensor) -> None:
