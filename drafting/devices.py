@@ -38,7 +38,11 @@ def spread(model: Any, devices: str, width: int) -> Any:
         main = canonical(model.load_device)
         others = [place for place in dict.fromkeys(map(canonical, places)) if place != main]
         if not others:
-            log.info("DizzyDiff: Draft Devices found no device but %s: pictures are sampled plainly.", main)
+            log.info(
+                "DizzyDiff: Draft Devices found no device but %s: pictures are sampled plainly. With devices "
+                "set to batch, it evaluates several states at a time.",
+                main,
+            )
         model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
     return model

@@ -160,8 +160,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             log.warning(
                 "DizzyDiff: this sampler arrived %.1e from a draft where %.1e was allowed: it steps "
                 "otherwise than a dry run of it does, so the image is not the plain sampler's. Draw it with "
-                "a "
-                "width of 1.",
+                "a width of 1.",
                 report.largest_deviation,
                 settings.tolerance,
             )
@@ -235,4 +234,4 @@ def parts_of(guider: Any, x: Tensor) -> tuple[int, ...]:
 
 
 def _say_undrafted(why: str) -> None:
-    log.warning("DizzyDiff: this sampler runs as it is, undrafted: %s.", why)
+    log.warning("DizzyDiff: the sampler runs plainly, undrafted: %s.", why)

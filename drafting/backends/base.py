@@ -186,4 +186,4 @@ class Backend:
         # So far the model was called as without drafts: it can go on from here.
         self.refuse(reason, MainDeviceOnly)
         self.width = 1
-        log.warning("DizzyDiff: this picture is sampled without drafts: %s.", reason)
+        log.warning("DizzyDiff: from here on the sampler runs plainly, undrafted: %s.", reason)
