@@ -16,7 +16,8 @@ import comfy.samplers
 from torch import Tensor
 
 from ..common.alpha import alpha_of
-from ..common.sampler_trace import NoiseSampler, Predict, Trace, Untraceable, trace
+from ..common.dry_run import NoiseSampler, Predict, Untraceable
+from ..common.sampler_trace import Trace, trace
 from .backends import choose_backend
 from .backends.base import Backend, Request
 from .backends.graph import CLONES, MULTIGPU
@@ -124,7 +125,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         noise = noises.reader() if found.stochastic else None
         result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
-        self._tell(speculative.report, found, f"{backend}", self._clock() - started)
+        self._tell(speculative.report, len(sigmas) - 1, f"{backend}", self._clock() - started)
         return result
 
     def _noises(
@@ -143,12 +144,12 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         return NoiseTape(draw, found.noise_sigmas, sigmas)
 
-    def _tell(self, report: Report, found: Trace, where: str, seconds: float) -> None:
+    def _tell(self, report: Report, steps: int, where: str, seconds: float) -> None:
         log.info(
             "DizzyDiff: %d steps (%d predictions) in %d rounds on %s, %d drafts dropped, largest deviation "
             "%.1e, %.2f s.",
-            1 + found.calls[-1].step,
-            len(found.calls),
+            steps,
+            1 + max(state.call for states in report.rounds for state in states),
             len(report.rounds),
             where,
             report.rejections,
@@ -183,14 +184,16 @@ class SamplerCall:
         """``noise``: in place of the function's own, where it takes any."""
         own = noise is None or "noise_sampler" not in inspect.signature(self.function).parameters
         options = self.options if own else {**self.options, "noise_sampler": noise}
+        # Some samplers write hooks of their own into them.
+        extra_args = dict(self.extra_args)
         return self.function(
-            model, x, sigmas, extra_args=self.extra_args, callback=callback, disable=self.disable, **options
+            model, x, sigmas, extra_args=extra_args, callback=callback, disable=self.disable, **options
         )
 
     @property
     def silent(self) -> SamplerCall:
-        """The same without a progress bar, and with arguments of its own."""
-        return replace(self, extra_args=dict(self.extra_args), disable=True)
+        """The same without a progress bar."""
+        return replace(self, disable=True)
 
     @property
     def on_main_device(self) -> SamplerCall:
