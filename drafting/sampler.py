@@ -165,7 +165,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             self._on_report(report)
 
     def _warn_undrafted(self, why: str) -> None:
-        self._warn(f"this sampler runs as it is, undrafted: {why}.")
+        self._warn(f"the sampler runs plainly, undrafted: {why}.")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ def _mode() -> io.Combo.Input:
         options=list(MODES),
         default="verified",
         tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. "
-        "aggressive: "
-        "drafts are always used. conservative: every second round evaluates one state.",
+        "aggressive: drafts are always used. conservative: every second round evaluates one state.",
     )
 
 
@@ -39,8 +38,7 @@ def _width() -> io.Int.Input:
         default=0,
         min=0,
         max=64,
-        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch "
-        "on one.",
+        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch.",
     )
 
 
@@ -63,8 +61,8 @@ class DraftDevices(io.ComfyNode):
             node_id="DizzyDiffDevices",
             display_name="Draft Devices",
             category=CATEGORY,
-            description="Where Draft-Refine evaluates: a copy of the model on every device, or one batch on "
-            "the model's own.",
+            description="Where Draft-Refine evaluates: a copy of the model on each of several devices, or "
+            "one batch on the model's own.",
             search_aliases=["multi gpu", "multigpu", "parallel", "devices", "distributed", "多显卡"],
             inputs=[
                 io.Model.Input(
@@ -73,8 +71,8 @@ class DraftDevices(io.ComfyNode):
                 io.String.Input(
                     "devices",
                     default="auto",
-                    tooltip="auto: all GPUs; on a single one a batch, if that pays. batch: always a batch "
-                    "on one device. "
+                    tooltip="auto: all GPUs; with a single one the picture is sampled plainly. batch: "
+                    "several states at a time on one device, where nothing in the graph stands against it. "
                     "Or a list such as: cuda:0, cuda:1",
                 ),
                 _width(),
@@ -108,8 +106,8 @@ class DraftRefineSampler(io.ComfyNode):
             display_name="Draft-Refine Sampler",
             category=CATEGORY,
             description="Makes any sampler work on several predictions at once: it drafts the next states, "
-            "evaluates them in parallel, "
-            "and refines. Put Draft Devices before the guider.",
+            "evaluates them in parallel, and refines. Put Draft Devices before the guider: one device "
+            "samples plainly without it.",
             search_aliases=[
                 "multi gpu",
                 "multigpu",
@@ -151,9 +149,9 @@ class DraftRefineKSampler(io.ComfyNode):
             node_id="DizzyDiffDraftRefineKSampler",
             display_name="Draft-Refine KSampler",
             category=CATEGORY,
-            description="KSampler in a fraction of the rounds, on several devices or in batches on one. The "
-            "second output shows what was "
-            "evaluated when, and how far each draft was off.",
+            description="KSampler in a fraction of the rounds, on several devices or in batches on one: put "
+            "Draft Devices before it. The second output shows what was evaluated when, and how far each "
+            "draft was off.",
             search_aliases=["multi gpu", "multigpu", "parallel", "draft", "ksampler", "speed up", "多显卡"],
             inputs=[
                 inputs.model(),
@@ -174,7 +172,8 @@ class DraftRefineKSampler(io.ComfyNode):
                 io.Latent.Output(tooltip="What KSampler would give, within the tolerance."),
                 io.Image.Output(
                     display_name="timeline",
-                    tooltip="Every round: where the sampler stood, its drafts, and how far each was off.",
+                    tooltip="Every round: where the sampler stood, its drafts, and how far each was off. "
+                    "Empty where nothing was drafted; the log says why.",
                 ),
             ],
         )

@@ -105,7 +105,8 @@ class Backend:
             self.check(arguments)
             states = states[: self.width]
         predictions = self.evaluate(states, arguments)
-        self._look(self._watch)
+        if self.width > 1:
+            self._look(self._watch)
         if not self._drafted:
             self._last = states[0], predictions[0]
         return predictions
@@ -191,4 +192,4 @@ class Backend:
         # So far the model was called as without drafts: it can go on from here.
         self.refuse(reason, MainDeviceOnly)
         self.width = 1
-        self.request.warn(f"this picture is sampled without drafts: {reason}.")
+        self.request.warn(f"from here on the sampler runs plainly, undrafted: {reason}.")

@@ -52,7 +52,7 @@ class Batch(Backend):
                 "several, or a batch)"
             )
         if (who := foreign(request.model, request.options)) is not None:
-            return Undraftable(f"{who} may look at one noise level for a whole batch")
+            return Undraftable(f"{who} may use one noise level for a whole batch, or mix its rows")
         return None
 
     @classmethod
@@ -60,7 +60,7 @@ class Batch(Backend):
         return cls(request, request.states_a_round or DEFAULT_WIDTH)
 
     def __str__(self) -> str:
-        return f"batches of up to {self.width}"
+        return f"one device in batches of up to {self.width}"
 
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         if len(states) == 1:
@@ -104,9 +104,8 @@ class Batch(Backend):
         off = disagreement(prediction, alone)
         if not off <= rtol(compute_dtype(self.request.guider)):
             raise self.refuse(
-                f"this model predicts otherwise in a batch of several noise levels than alone, by {off:.1e} "
-                f"of a "
-                "prediction"
+                "this model predicts something else in a batch of several noise levels than alone (off by "
+                f"{off:.1e} of a prediction)"
             )
         if not self._steps_left:
             self.passed()

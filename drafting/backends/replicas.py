@@ -93,11 +93,10 @@ class Replicas(Backend):
             elif not (off := disagreement(result[0], prediction)) <= limit:
                 self._leave_out(
                     place,
-                    f"{place} predicts otherwise than {self._main} does, by {off:.1e} of a prediction: a "
-                    f"patch, "
-                    "model or driver is another there",
+                    f"{place} predicts otherwise than {self._main} does (off by {off:.1e} of a prediction): "
+                    "a patch, the model or the driver differs there",
                 )
-        if self._others:
+        if len(self._others) == len(busy):  # who was left out is to be found out again
             self.passed()
 
     def _start(

@@ -358,6 +358,28 @@ def test_a_device_that_predicts_otherwise_is_left_out(
     same(result, plain(teacher, prompts))
 
 
+def test_a_device_that_predicts_otherwise_is_left_out_of_every_picture(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three devices one is off, and the others go on."""
+    off: dict[str, int] = {}
+
+    def one_thread() -> float:
+        here = threading.get_ident()
+        return 1.02 if off.setdefault("thread", here) == here else 1.0
+
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(only_in_threads(one_thread))
+    model = spread(model, "cpu, cpu:1, cpu:2", 0)
+    for seed in (1, 2):
+        off.clear()
+        caplog.clear()
+        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), Settings("verified", 0, TOLERANCE))
+        result = sampled(model, prompts, sampler, seed=seed)
+        assert "predicts otherwise than cpu does" in caplog.text
+        assert distance(result, plain(teacher, prompts, seed=seed)) < TOLERANCE
+
+
 def test_a_device_that_ends_its_thread_does_not_stop_the_picture(teacher: Any, prompts: Prompts) -> None:
     class Gone(BaseException):
         pass
