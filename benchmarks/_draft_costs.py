@@ -30,7 +30,7 @@ def wall_clock(steps: int, repeats: int) -> dict[str, Any]:
     import comfy.samplers
 
     from ..drafting.devices import spread
-    from ..drafting.replicas import DraftRefine
+    from ..drafting.sampler import DraftRefine, Settings
 
     model, clip = _teacher()
     two = spread(model, "cpu, cpu:1", 0)
@@ -40,7 +40,7 @@ def wall_clock(steps: int, repeats: int) -> dict[str, Any]:
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, "euler", "karras", 1.0).sigmas
     rounds: list[int] = []
     sampler = DraftRefine(
-        inner, "aggressive", 2, 1.0, on_report=lambda report: rounds.append(len(report.rounds))
+        inner, Settings("aggressive", 2, 1.0), on_report=lambda report: rounds.append(len(report.rounds))
     )
     seconds: dict[str, list[float]] = {"one": [], "two": []}
     for _ in range(repeats + 1):
@@ -87,7 +87,7 @@ def overhead(steps: int, repeats: int) -> dict[str, Any]:
     import comfy.samplers
 
     from ..drafting.devices import spread
-    from ..drafting.replicas import DraftRefine
+    from ..drafting.sampler import DraftRefine, Settings
 
     model, clip = _teacher()
     model = spread(model, "batch", 4)
@@ -125,7 +125,7 @@ def overhead(steps: int, repeats: int) -> dict[str, Any]:
     for _ in range(repeats + 1):
         sequential, plain = outside(inner)
         call = sum(inside) / len(inside)
-        _, drafted = outside(DraftRefine(inner, "verified", 4, 0.01))
+        _, drafted = outside(DraftRefine(inner, Settings("verified", 4, 0.01)))
         runs.append(((drafted - plain) / sequential, call))
     for hook in hooks:
         hook.remove()
@@ -155,7 +155,7 @@ def prompt_accuracy(name: str, count: int, steps: int, width: int, tolerance: fl
     import node_helpers
 
     from ..drafting.devices import spread
-    from ..drafting.replicas import DraftRefine
+    from ..drafting.sampler import DraftRefine, Settings
     from ..students.loader import Source, load_student
     from ..students.pipeline import load_vae
     from ..tiny import evaluate
@@ -197,7 +197,9 @@ def prompt_accuracy(name: str, count: int, steps: int, width: int, tolerance: fl
         return evaluate.accuracy(captions, _pictures(vae, latents(method)))
 
     drafts = DraftRefine(
-        inner, "verified", width, tolerance, on_report=lambda report: rounds.append(len(report.rounds))
+        inner,
+        Settings("verified", width, tolerance),
+        on_report=lambda report: rounds.append(len(report.rounds)),
     )
     sequential, drafted = right(inner), right(drafts)
     return [

@@ -14,7 +14,7 @@ import torch
 from ..drafting.policies import Mode
 from ._gpu_calls import TOY_SIZE
 from ._gpu_networks import Network, networks
-from ._gpu_passes import count, plan_seconds
+from ._gpu_passes import count, trace_seconds
 from ._gpu_time import profiled, wait
 
 MODES: tuple[Mode, ...] = ("verified", "aggressive")
@@ -65,13 +65,13 @@ def _run(network: Network, pixels: int, steps: int, width: int) -> dict[str, flo
     import comfy.samplers
 
     from ..drafting.devices import spread
-    from ..drafting.replicas import DraftRefine
+    from ..drafting.sampler import DraftRefine, Settings
 
     patcher = spread(network.patcher, "batch", width)
     rounds: list[int] = []
     inner = comfy.samplers.sampler_object("dpmpp_2m")
     drafts = DraftRefine(
-        inner, "aggressive", width, 1.0, on_report=lambda report: rounds.append(len(report.rounds))
+        inner, Settings("aggressive", width, 1.0), on_report=lambda report: rounds.append(len(report.rounds))
     )
     sampler = inner if width == 1 else drafts
     sigmas = comfy.samplers.calculate_sigmas(
@@ -126,4 +126,8 @@ def passes(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
 def plans(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     """On the host, whatever the device."""
     for sampler, steps in (("euler", 28), ("dpmpp_2m", 28), ("dpmpp_2m_sde", 50), ("seeds_3", 50)):
-        yield {"sampler": sampler, "steps": steps, "plan_s": plan_seconds(sampler, steps, 5 if quick else 20)}
+        yield {
+            "sampler": sampler,
+            "steps": steps,
+            "trace_s": trace_seconds(sampler, steps, 5 if quick else 20),
+        }

@@ -96,8 +96,8 @@ def run(
     """Rounds of a run on the pretended device, and what was booked; a width of 1 is the plain sampler."""
     import comfy.samplers
 
-    from ..drafting.replicas import DraftRefine
-    from ..drafting.speculation import Report
+    from ..drafting.report import Report
+    from ..drafting.sampler import DraftRefine, Settings
 
     model_sampling = sampling()
     reports: list[Report] = []
@@ -110,7 +110,8 @@ def run(
             "noise_sampler": lambda *_: torch.randn(shape, generator=generator).to(DEVICE, non_blocking=True),
         }
         inner = comfy.samplers.KSAMPLER(inner.sampler_function, options, inner.inpaint_options)
-    method = DraftRefine(inner, mode, width, 0.02, frozen, reports.append) if width > 1 else inner
+    settings = Settings(mode, width, 0.02, "frozen" if frozen else "extrapolated")
+    method = DraftRefine(inner, settings, on_report=reports.append) if width > 1 else inner
     extra_args = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
     with torch.no_grad(), booked(where, noise.nbytes) as ledger:
         x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))
@@ -118,19 +119,19 @@ def run(
     return len(reports[0].rounds) if reports else steps, ledger
 
 
-def plan_seconds(sampler: str, steps: int, repeats: int) -> float:
-    """What it takes the host to foretell a run, once a picture."""
+def trace_seconds(sampler: str, steps: int, repeats: int) -> float:
+    """What it takes the host to trace a sampler, once a picture."""
     import comfy.samplers
 
-    from ..drafting.replicas import Evaluator, bind, foretell
+    from ..drafting.backends.base import Backend, Request
+    from ..drafting.sampler import bind, trace_sampler
 
     inner, model_sampling = comfy.samplers.sampler_object(sampler), sampling()
     sigmas = comfy.samplers.calculate_sigmas(model_sampling, "karras", steps)
     model = comfy.samplers.KSamplerX0Inpaint(_Guider(model_sampling), sigmas)
-    ahead = bind(inner.sampler_function, {"model_options": {}}, inner.extra_options, disable=True)
-    return timed(
-        lambda: foretell(ahead, model, Evaluator(model, 4, 0), sigmas, 4), torch.device("cpu"), repeats
-    ).wall
+    run = bind(inner.sampler_function, {"model_options": {}}, inner.extra_options, disable=True)
+    backend = Backend(Request(model, {}), 4)
+    return timed(lambda: trace_sampler(run, model, backend, sigmas, 4), torch.device("cpu"), repeats).wall
 
 
 class _Guider:

@@ -225,11 +225,12 @@ def drafted(
     subject: Subject, inner: Any, mode: str, k: int, drafts: str, sigmas: Tensor, batches: list[list[int]]
 ) -> tuple[float, float, Tensor, float]:
     """(rounds, evaluations, latents, seconds) of a run a batch of seeds."""
-    from ..drafting.replicas import DraftRefine
-    from ..drafting.speculation import Report
+    from ..drafting.report import Report
+    from ..drafting.sampler import DraftRefine, Settings
 
     reports: list[Report] = []
-    sampler = DraftRefine(inner, mode, k, TOLERANCE, drafts == "frozen", reports.append)  # type: ignore[arg-type]
+    settings = Settings(mode, k, TOLERANCE, drafts)  # type: ignore[arg-type]
+    sampler = DraftRefine(inner, settings, on_report=reports.append)
     results, seconds = timed(lambda: torch.cat([subject.sample(sampler, sigmas, seeds) for seeds in batches]))
     return (
         statistics.mean(len(r.rounds) for r in reports),

@@ -53,12 +53,12 @@ def run(quick: bool) -> list[dict[str, Any]]:
 def measure(subject: Subject, name: str, seeds: int, reasons: Reasons) -> dict[str, Any]:
     import comfy.samplers
 
-    from ..drafting.replicas import DraftRefine
-    from ..drafting.speculation import Report
+    from ..drafting.report import Report
+    from ..drafting.sampler import DraftRefine, Settings
 
     inner, sigmas = comfy.samplers.sampler_object(name), subject.sigmas(name, STEPS, "karras")
     reports: list[Report] = []
-    sampler = DraftRefine(inner, "verified", WIDTH, TOLERANCE, on_report=reports.append)
+    sampler = DraftRefine(inner, Settings("verified", WIDTH, TOLERANCE), on_report=reports.append)
     reasons.said.clear()
     off: list[float] = []
     for seed in range(seeds):

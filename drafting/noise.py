@@ -8,28 +8,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .calls import NoiseSampler
+from ..common.sampler_trace import NoiseSampler
 
 
 class NoiseTape:
     """The noises of a sampler in the order it asks for them: drawn once, whether a draft needs them first or
     the sampler itself.
 
-    A draft has them drawn for the sigmas at which the sampler will ask (``asks``: pairs of sigma and
+    A draft has them drawn for the sigmas at which the sampler will ask (``noise_sigmas``: pairs of sigma and
     sigma_next), so that the sequence is the one that a plain run of the sampler draws. They have the dtype
     and the device of ``sigmas``.
     """
 
-    def __init__(self, draw: NoiseSampler, asks: Sequence[tuple[float, float]], sigmas: Tensor) -> None:
+    def __init__(
+        self, draw: NoiseSampler, noise_sigmas: Sequence[tuple[float, float]], sigmas: Tensor
+    ) -> None:
         self._draw = draw
-        self._asks = torch.tensor(asks, dtype=sigmas.dtype).to(sigmas.device, non_blocking=True)
+        self._noise_sigmas = torch.tensor(noise_sigmas, dtype=sigmas.dtype).to(
+            sigmas.device, non_blocking=True
+        )
         self._drawn = 0
         self._kept: dict[int, Tensor] = {}
 
     def __getitem__(self, position: int) -> Tensor:
         """The noise at a position, for a draft."""
         while self._drawn <= position:
-            self._add(*self._asks[self._drawn])
+            self._add(*self._noise_sigmas[self._drawn])
         return self._kept[position]
 
     def reader(self) -> NoiseSampler:

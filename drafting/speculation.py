@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A model that answers a sampler from drafts evaluated in parallel.
 
-A k-diffusion sampler is a function that asks a model for D(x, sigma), again and again. The sampler is left
-alone and its model replaced by :class:`SpeculativeModel`. Asked for D(x, sigma), it
+A k-diffusion sampler is a function that calls a model D(x, sigma), again and again. The sampler is left alone
+and its model replaced by :class:`SpeculativeModel`. Called for D(x, sigma), it
 
-1. looks whether a draft of this question was evaluated; if so, and it lies near enough, the answer is the
-   draft's
-   prediction carried over to x: one round saved;
-2. else opens a window: it drafts the states of the next k - 1 questions, as the sampler will combine them
-   (``calls``), from answers that it extrapolates, evaluates x and the drafts in parallel (one round), keeps
+1. looks whether a draft of this model call was evaluated; if so, and it lies near enough, the draft's
+   prediction
+   is carried over to x and returned: one round saved;
+2. else opens a window: it drafts the states of the next k - 1 calls, as the sampler will combine them (its
+   trace), from predictions that it extrapolates, evaluates x and the drafts in parallel (one round), keeps
    the predictions, returns the first (``window``).
 
 DRiffusion (arXiv 2603.25872) is this with the Euler sampler, eps frozen and eps carried, and drafts always
@@ -19,25 +19,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..common.sampler_trace import Trace
 from ..kernels.carry import carry
-from .calls import Plan
-from .findings import Findings
+from .combination import Evaluation, newest_per_sigma
 from .noise import NoiseTape
-from .span import Known, newest
-from .window import Drafting, Window
+from .report import EvaluatedState, Report
+from .statistics import RoundStatistics
+from .window import Drafting, Position, Window
 
 HISTORY = 4
-"""Sigmas at which the newest answer is kept: drafts extrapolate from them."""
+"""Sigmas whose newest prediction is kept: drafts extrapolate from them."""
 
 State = tuple[Tensor, float]
 Deliver = Callable[[Tensor, Tensor, float, dict[str, Any]], Tensor]
-"""(prediction, x, sigma, the call's arguments) -> what the sampler gets."""
+"""(prediction, x, sigma, the model call's arguments) -> what the sampler gets."""
 
 
 class Evaluate(Protocol):
@@ -48,40 +48,9 @@ class Evaluate(Protocol):
         """States the next round may hold."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
-        """Predictions [P, ...] at states (x, sigma), in parallel; P is 1, or 2 where the sampler needs uncond
-        too.
+        """Predictions [P, ...] at states (x, sigma), in parallel; P is 1, or 2 where the sampler needs
+        uncond.
         """
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One state of a round: question ``call``; how far the sampler arrived from it (None: it stood there, or
-    never arrived).
-    """
-
-    call: int
-    deviation: float | None = None
-    accepted: bool | None = None
-
-
-@dataclass
-class Report:
-    """What happened: for every round its states, the first of which is where the sampler stood."""
-
-    rounds: list[list[Evaluated]] = field(default_factory=list)
-
-    @property
-    def evaluations(self) -> int:
-        return sum(len(states) for states in self.rounds)
-
-    @property
-    def rejections(self) -> int:
-        return sum(state.accepted is False for states in self.rounds for state in states)
-
-    @property
-    def largest_deviation(self) -> float:
-        """Of the drafts that were used."""
-        return max((s.deviation or 0.0 for states in self.rounds for s in states if s.accepted), default=0.0)
 
 
 class SpeculativeModel:
@@ -90,21 +59,25 @@ class SpeculativeModel:
     def __init__(
         self,
         model: Any,
-        plan: Plan,
+        trace: Trace,
+        *,
         evaluate: Evaluate,
         deliver: Deliver,
-        tape: NoiseTape,
+        noises: NoiseTape,
         drafting: Drafting,
     ) -> None:
-        self.plan, self.calls, self.evaluate, self.tape = plan, plan.calls, evaluate, tape
+        self.trace, self.calls, self.evaluate, self.noises = trace, trace.calls, evaluate, noises
         self._model, self._deliver, self._how = model, deliver, drafting
-        self._asked = 0
-        self._answers: dict[int, Known] = {}
-        self._window: dict[int, Known] = {}
-        self._stale: dict[int, Known] = {}
-        self._found = Findings(drafting.space, drafting.carry, plan.calls, lambda: drafting.guess.start)
+        self._made = 0
+        self._known: dict[int, Evaluation] = {}
+        self._window: dict[int, Evaluation] = {}
+        self._dropped: dict[int, Evaluation] = {}
+        predictor = drafting.drafts.predictor
+        self._statistics = RoundStatistics(
+            drafting.space, drafting.drafts.carry, trace.calls, lambda: predictor.start
+        )
         self._report = Report()
-        self._used: list[tuple[int, Tensor, float, Findings]] = []
+        self._used: list[tuple[int, Tensor, float, RoundStatistics]] = []
 
     @property
     def report(self) -> Report:
@@ -113,80 +86,70 @@ class SpeculativeModel:
         """
         used, self._used = self._used, []
         norms = torch.stack([norm for _, norm, _, _ in used]).tolist() if used else []
-        for (n, _, unit, found), norm in zip(used, norms, strict=True):
-            self._enter(n, found.roughness(n) * norm / unit, True)
+        for (n, _, unit, statistics), norm in zip(used, norms, strict=True):
+            self._report.settle(n, statistics.lipschitz(n) * norm / unit, True)
         return self._report
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-        n = self._asked
-        self._asked += 1
+        n = self._made
+        self._made += 1
         prediction = self._from_window(n, x)
         if prediction is None:
             prediction = self._open_window(n, x, arguments)
-        self._answers[n] = Known(x, self.calls[n].sigma, prediction)
+        self._known[n] = Evaluation(x, self.calls[n].sigma, prediction)
         self._forget(n)
         return self._deliver(prediction, x, self.calls[n].sigma, arguments)
 
     def _from_window(self, n: int, x: Tensor) -> Tensor | None:
-        """The prediction of a draft of this question, carried to x, if there is one and it lies near enough.
-
-        Its deviation is how far that may be off, relative to the data, as far as one can know without an
-        evaluation at x: RMS(x - x~) / s, which bounds it for Gaussian data, times the roughness of what was
-        found.
-        """
+        """The prediction of a draft of this call, carried to x, if there is one and it lies near enough."""
         if n not in self._window:
             return None
-        how, found = self._how, self._found
-        if how.policy.decides and not how.policy.accepts(deviation := found.roughness(n) * found.distance(n)):
-            self._enter(n, deviation, False)
-            self._stale, self._window = self._window, {}
+        how, statistics = self._how, self._statistics
+        if how.policy.verifies and not how.policy.accepts(deviation := statistics.deviation(n)):
+            self._report.settle(n, deviation, False)
+            self._dropped, self._window = self._window, {}
             return None
-        known = self._window.pop(n)
-        prediction, norm = carry(known.prediction, known.x, x, found.slope(n))
-        self._used.append((n, norm, math.sqrt(x.numel()) * how.space.scale(known.sigma), found))
+        draft = self._window.pop(n)
+        prediction, norm = carry(draft.prediction, draft.x, x, statistics.dD_dx(n))
+        unit = math.sqrt(x.numel()) * how.space.scale(draft.sigma)
+        self._used.append((n, norm, unit, statistics))
         return prediction
 
     def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        width = min(
-            self._how.policy.width(len(self._report.rounds), len(self.calls) - n), self.evaluate.capacity
-        )
-        window = Window(self._how, self.calls, self.tape, n, x, self._answers, self._stale)
-        drafts = window.drafts(width - 1, self._found)
+        width = self._how.policy.width(len(self._report.rounds), len(self.calls) - n)
+        position = Position(n, x, self._known, self._dropped)
+        window = Window(self._how, self.trace, self.noises, position)
+        drafts = window.drafts(min(width, self.evaluate.capacity) - 1, self._statistics)
         states = [(state, self.calls[m].sigma) for m, state in enumerate([x, *drafts], n)]
         predictions = self.evaluate(states, arguments)
-        self._report.rounds.append([Evaluated(n + i) for i in range(len(states))])
-        self._found = window.findings(self._found, predictions)
-        self._window = {n + i: Known(*states[i], predictions[i]) for i in range(1, len(states))}
-        self._stale = {}
+        self._report.rounds.append([EvaluatedState(n + i) for i in range(len(states))])
+        self._statistics = window.statistics(self._statistics, predictions)
+        self._window = {n + i: Evaluation(*states[i], predictions[i]) for i in range(1, len(states))}
+        self._dropped = {}
         return predictions[0]
 
-    def _enter(self, n: int, deviation: float, accepted: bool) -> None:
-        """Into the report: what became of the newest draft of a question."""
-        states = next(states for states in reversed(self._report.rounds) if states[0].call < n)
-        states[n - states[0].call] = Evaluated(n, deviation, accepted)
-
     def _forget(self, n: int) -> None:
-        """Keep the answers and noises on which states to come depend, and the newest answers at the last
-        HISTORY sigmas.
-        """
-        answer, noise = self.plan.oldest(n)
-        known = {id(each) for each in newest([*self._answers.values()])[-HISTORY:]}
-        for m in [m for m, each in self._answers.items() if m < answer and id(each) not in known]:
-            del self._answers[m]
-        self.tape.forget(noise)
+        """Keep what states to come depend on, and the newest predictions at the last HISTORY sigmas."""
+        oldest_prediction, oldest_noise = self.trace.oldest(n)
+        newest = {
+            id(each) for each in newest_per_sigma([*self._known.values()], self.trace.rising)[-HISTORY:]
+        }
+        for m in [m for m, each in self._known.items() if m < oldest_prediction and id(each) not in newest]:
+            del self._known[m]
+        self.noises.forget(oldest_noise)
 
 
 class StandIn:
-    """A model whose answers come from a function; everything else is the wrapped model's."""
+    """A model whose predictions come from a function; everything else is the wrapped model's."""
 
-    def __init__(self, model: Any, answer: Callable[..., Tensor]) -> None:
-        self._model, self._answer = model, answer
+    def __init__(self, model: Any, predict: Callable[..., Tensor]) -> None:
+        self._model, self._predict = model, predict
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-        return self._answer(x, sigma, **arguments)
+        return self._predict(x, sigma, **arguments)

@@ -9,9 +9,9 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .speculation import Evaluated, Report
+from ..common.pictures import Font
+from .report import EvaluatedState, Report
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 CELL, GAP, MARGIN, LEGEND = 44, 4, 16, 64
 SMALLEST = 1024
 """Least width of the picture, pixels."""
@@ -60,7 +60,7 @@ def draw(report: Report, places: list[str]) -> Image.Image:
 
 
 def _cell(
-    pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: Evaluated, anchor: bool, font: Font
+    pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: EvaluatedState, anchor: bool, font: Font
 ) -> None:
     fill = ANCHOR if anchor else UNUSED if state.deviation is None else colour(state.deviation)
     pen.rounded_rectangle(box, 5, fill)

@@ -2,8 +2,8 @@
 """One window: the states to evaluate in a round, and what their predictions tell.
 
 Drafts, and the states at which the sampler will arrive once the predictions are known, are linear
-combinations of what is in hand. So is every error that tells something. One matrix of inner products, read
-once, holds it all.
+combinations of what is in hand. So is every error that tells something. One Gram matrix, read once, holds it
+all.
 """
 
 from __future__ import annotations
@@ -14,120 +14,125 @@ from functools import partial
 
 from torch import Tensor
 
-from .calls import Call
-from .coordinates import Space
-from .findings import Findings, Pair, roughness
+from ..common.sampler_trace import Trace
+from .combination import (
+    Combination,
+    Evaluation,
+    Prediction,
+    Span,
+    SpanEvaluation,
+    difference,
+    newest_per_sigma,
+    weighted_sum,
+)
 from .noise import NoiseTape
 from .policies import Policy
-from .predictors import Basis, Following, Guess, Trend, carried, off, slope
-from .span import Combination, Combined, Known, Parts, Span, combine, less, newest
+from .predictors import Drafts, carried
+from .space import Space
+from .statistics import Pair, RoundStatistics, secant_error
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """How to draft: the policy, the guess, the carry, and the space they work in."""
+    """How to draft: when and how wide, from what, and the space it is done in."""
 
     policy: Policy
-    guess: Guess
-    carry: Basis
+    drafts: Drafts
     space: Space
 
-    @classmethod
-    def frozen(cls, policy: Policy, space: Space) -> Drafting:
-        """The paper's: one eps held fixed."""
-        return cls(policy, Trend((0,)), "eps", space)
 
-    @classmethod
-    def extrapolated(cls, policy: Policy, space: Space, stochastic: bool) -> Drafting:
-        """What deviates least: eps of a smooth trajectory is extrapolated; eps at a state with fresh noise
-        contains that noise, so there the newest prediction follows the state by a learned share."""
-        return cls(policy, Following() if stochastic else Trend((2, 3, 1)), "F", space)
+@dataclass(frozen=True)
+class Position:
+    """Where the sampler stands: it makes its n-th model call at x.
+
+    known: evaluations on which states to come may depend, by call; dropped: those at drafts that were too far
+    off.
+    """
+
+    n: int
+    x: Tensor
+    known: dict[int, Evaluation]
+    dropped: dict[int, Evaluation]
 
 
 class Window:
-    """From the n-th question on, which the sampler asks at x.
+    """The model calls from the n-th on that one round evaluates."""
 
-    ``answers`` are those on which states to come may depend; ``stale`` are predictions at drafts that were
-    dropped, by question.
-    """
-
-    def __init__(
-        self,
-        how: Drafting,
-        calls: Sequence[Call],
-        tape: NoiseTape,
-        n: int,
-        x: Tensor,
-        answers: dict[int, Known],
-        stale: dict[int, Known],
-    ) -> None:
-        self._how, self._calls, self._tape, self._n, self._size = how, calls, tape, n, x.numel()
+    def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
+        self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
+        self._numel = position.x.numel()
         self._span = span = Span()
-        self._answers = {i: span.known(answer) for i, answer in answers.items()}
-        self._stale = {m: span.known(each) for m, each in stale.items()}
-        self._known = newest([*self._answers.values(), *self._stale.values()])
-        self._guesses: dict[int, Parts] = {}
-        self._noises: dict[int, Combination] = {}
-        self._x = [span.vector(x)]
+        self._known = {i: span.evaluation(each) for i, each in position.known.items()}
+        self._dropped = {m: span.evaluation(each) for m, each in position.dropped.items()}
+        self._history = newest_per_sigma([*self._known.values(), *self._dropped.values()], trace.rising)
+        self._predicted: dict[int, Prediction] = {}
+        self._xi: dict[int, Combination] = {}
+        self._x = [span.vector(position.x)]
 
-    def drafts(self, count: int, found: Findings) -> list[Tensor]:
-        """The states of the next ``count`` questions from guessed answers; none where nothing is known to
-        guess from.
+    def drafts(self, count: int, statistics: RoundStatistics) -> list[Tensor]:
+        """The states of the next ``count`` calls from predicted predictions; none where nothing is known
+        yet.
         """
-        if not self._known or not count:
+        if not self._history or not count:
             return []
-        x = {i: answer.x for i, answer in self._answers.items()} | {self._n: self._x[0]}
-        D = {i: answer.prediction for i, answer in self._answers.items()}
+        x = {i: each.x for i, each in self._known.items()} | {self._n: self._x[0]}
+        D = {i: each.prediction for i, each in self._known.items()}
         for m in range(self._n, self._n + count):
-            D[m] = self._guesses[m] = self._guess(m, x[m], found)
+            D[m] = self._predicted[m] = self._predict(m, x[m], statistics)
             call = self._calls[m + 1]
-            x[m + 1] = combine([*call.terms(m + 1, x, D), *((v, self._noise(q)) for q, v in call.draws)])
+            noises = ((v, self._noise(q)) for q, v in call.noise_coeffs)
+            x[m + 1] = weighted_sum([*call.terms(m + 1, x, D), *noises])
             self._x.append(x[m + 1])
         return list(self._span.evaluate(self._x[1:]))
 
-    def findings(self, before: Findings, predictions: Sequence[Tensor]) -> Findings:
-        """What the ``predictions`` at x and at the drafts tell; about what they do not, the findings
+    def statistics(self, before: RoundStatistics, predictions: Sequence[Tensor]) -> RoundStatistics:
+        """What the ``predictions`` at x and at the drafts tell; of what they do not, the statistics
         ``before``.
         """
-        how, n, calls = self._how, self._n, self._calls
+        space, n, calls, drafts = self._how.space, self._n, self._calls, self._how.drafts
         seen = {
-            m: Combined(x, calls[m].sigma, tuple(map(self._span.vector, prediction)))
+            m: SpanEvaluation(x, calls[m].sigma, tuple(map(self._span.vector, prediction)))
             for m, (x, prediction) in enumerate(zip(self._x, predictions, strict=True), n)
         }
         rows: list[Combination] = []
 
-        def entered(parts: Parts) -> Parts:
-            rows.extend(parts)
-            return tuple({len(rows) - len(parts) + p: 1.0} for p in range(len(parts)))
+        def row(vectors: Prediction) -> Prediction:
+            """The same vectors as rows of the Gram matrix."""
+            first = len(rows)
+            rows.extend(vectors)
+            return tuple(Combination({first + p: 1.0}) for p in range(len(vectors)))
 
         drafted = len(seen) > 1
-        evidence = (
-            [entered(parts) for parts in how.guess.evidence(how.space, self._known, seen[max(seen)])]
+        residuals = (
+            [row(each) for each in drafts.predictor.residuals(space, self._history, seen[max(seen)])]
             if drafted
             else []
         )
         pairs = {
-            m: Pair(entered((less(seen[m].x, old.x),))[0], entered(off(seen[m].prediction, old.prediction)))
-            for m, old in self._stale.items()
+            m: Pair(row((seen[m].x - old.x,))[0], row(difference(seen[m].prediction, old.prediction)))
+            for m, old in self._dropped.items()
             if m in seen
         }
-        guesses = self._guesses if how.policy.decides else {}
-        wrong = {m: entered(off(seen[m].prediction, guess)) for m, guess in guesses.items()}
-        gram, setting, unpaired = self._span.gram(rows), before.setting, before.unpaired
+        predicted = self._predicted if self._how.policy.verifies else {}
+        errors = {m: row(difference(seen[m].prediction, each)) for m, each in predicted.items()}
+        gram, parameter, elsewhere = self._span.gram(rows), before.parameter, before.lipschitz_elsewhere
         if drafted:
-            setting = partial(how.guess.hindsight, evidence, gram)
+            parameter = partial(drafts.predictor.fit, residuals, gram)
         if n in pairs:
-            default = slope(how.space, how.carry, calls[n].sigma)
-            unpaired = partial(roughness, gram, pairs[n], default, how.space, calls[n].sigma)
-        return Findings(how.space, how.carry, calls, setting, unpaired, self._size, gram, wrong, pairs)
+            held = space.dD_dx(drafts.carry, calls[n].sigma)
+            elsewhere = partial(secant_error, gram, pairs[n], held, space, calls[n].sigma)
+        return RoundStatistics(
+            space, drafts.carry, calls, parameter, elsewhere, self._numel, gram, errors, pairs
+        )
 
-    def _guess(self, m: int, x: Combination, found: Findings) -> Parts:
-        how, stale = self._how, self._stale.get(m)
-        if stale is not None:
-            return carried(stale, x, found.slope(m))
-        return how.guess(how.space, self._known, found.setting(), x, self._calls[m].sigma)
+    def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:
+        space, dropped = self._how.space, self._dropped.get(m)
+        if dropped is not None:
+            return carried(dropped, x, statistics.dD_dx(m))
+        sigma, parameter = self._calls[m].sigma, statistics.parameter()
+        return self._how.drafts.predictor(space, self._history, parameter, x, sigma)
 
     def _noise(self, q: int) -> Combination:
-        if q not in self._noises:
-            self._noises[q] = self._span.vector(self._tape[q])
-        return self._noises[q]
+        if q not in self._xi:
+            self._xi[q] = self._span.vector(self._noises[q])
+        return self._xi[q]

@@ -4,26 +4,27 @@
 from typing import Any
 
 import comfy.samplers
-import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..common.pictures import image_of
 from ..drafting import timeline
 from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
-from ..drafting.replicas import DraftRefine
-from ..drafting.speculation import Report
+from ..drafting.policies import MODES, Mode
+from ..drafting.predictors import DRAFTS, DraftsName
+from ..drafting.report import Report
+from ..drafting.sampler import DraftRefine, Settings
 from . import inputs
 
 CATEGORY = "DizzyDiff/drafting"
-MODES = ["verified", "aggressive", "conservative"]
 TOLERANCE = 0.01
 
 
 def _mode() -> io.Combo.Input:
     return io.Combo.Input(
         "mode",
-        options=MODES,
+        options=list(MODES),
         default="verified",
         tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. "
         "aggressive: "
@@ -124,8 +125,8 @@ class DraftRefineSampler(io.ComfyNode):
                 _tolerance(),
                 io.Combo.Input(
                     "drafts",
-                    options=["extrapolated", "frozen"],
-                    default="extrapolated",
+                    options=list(DRAFTS),
+                    default=next(iter(DRAFTS)),
                     advanced=True,
                     tooltip="extrapolated: follows the trend of the last predictions. frozen: holds the "
                     "last one.",
@@ -136,9 +137,9 @@ class DraftRefineSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, sampler: Any, mode: str, width: int, tolerance: float, drafts: str = "extrapolated"
+        cls, sampler: Any, mode: Mode, width: int, tolerance: float, drafts: DraftsName = "extrapolated"
     ) -> io.NodeOutput:
-        return io.NodeOutput(DraftRefine(sampler, mode, width, tolerance, frozen=drafts == "frozen"))  # type: ignore[arg-type]
+        return io.NodeOutput(DraftRefine(sampler, Settings(mode, width, tolerance, drafts)))
 
 
 class DraftRefineKSampler(io.ComfyNode):
@@ -193,7 +194,7 @@ class DraftRefineKSampler(io.ComfyNode):
         negative: list,
         latent_image: dict,
         denoise: float,
-        mode: str,
+        mode: Mode,
         width: int,
         tolerance: float,
     ) -> io.NodeOutput:
@@ -202,9 +203,7 @@ class DraftRefineKSampler(io.ComfyNode):
         reports: list[Report] = []
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
-            mode,  # type: ignore[arg-type]
-            width,
-            tolerance,
+            Settings(mode, width, tolerance),
             on_report=reports.append,
         )
         sigmas = comfy.samplers.KSampler(
@@ -224,4 +223,4 @@ def picture_of(reports: list[Report], places: list[str]) -> torch.Tensor:
     """The timeline [1, H, W, 3] of a run, or an empty one where nothing was drafted."""
     if not reports:
         return torch.ones(1, 64, 1024, 3)
-    return torch.from_numpy(np.asarray(timeline.draw(reports[0], places), dtype=np.float32) / 255)[None]
+    return image_of(timeline.draw(reports[0], places))

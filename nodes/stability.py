@@ -13,8 +13,8 @@ import torch
 from comfy_api.latest import io
 
 from ..common.pictures import image_of
+from ..drafting.backends import predict_rows
 from ..drafting.devices import devices_of
-from ..drafting.replicas import predict_divided
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
@@ -217,7 +217,7 @@ def measure(subject: Subject, effort: Effort) -> Measured:
     """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
     gave the model.
     """
-    subject = replace(subject, devices=devices_of(subject.model), predict=predict_divided)
+    subject = replace(subject, devices=devices_of(subject.model), predict=predict_rows)
     bar = comfy.utils.ProgressBar(1)
 
     def progress(made: int, of: int) -> None:

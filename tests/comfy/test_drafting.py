@@ -18,8 +18,8 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 from dizzydiff.drafting.devices import parse_devices, spread
 from dizzydiff.drafting.errors import BadDevices, CannotClone
-from dizzydiff.drafting.replicas import DraftRefine
-from dizzydiff.drafting.speculation import Report
+from dizzydiff.drafting.report import Report
+from dizzydiff.drafting.sampler import DraftRefine, Settings
 from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from dizzydiff.students.loader import Source, load_student, load_unet
 from dizzydiff.students.pipeline import load_clip
@@ -80,8 +80,11 @@ def run(
 ) -> tuple[torch.Tensor, Report | None]:
     reports: list[Report] = []
     sampler = DraftRefine(
-        comfy.samplers.sampler_object(name), mode, width, tolerance, on_report=reports.append, **options
-    )  # type: ignore
+        comfy.samplers.sampler_object(name),
+        Settings(mode, width, tolerance),  # type: ignore[arg-type]
+        on_report=reports.append,
+        **options,
+    )
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, name, "karras", 1.0).sigmas
     result = SamplerCustom.execute(model, True, 7, cfg, *prompts, sampler, sigmas, latent or empty()).result[
         0
@@ -140,7 +143,7 @@ def test_a_sampler_that_steps_otherwise_than_its_dry_run_is_told_of(
 
     model = spread(student, "batch", 4)
     sigmas = comfy.samplers.KSampler(model, STEPS, model.load_device, "euler", "karras", 1.0).sigmas
-    sampler = DraftRefine(comfy.samplers.KSAMPLER(straying), "verified", 4, 0.05)
+    sampler = DraftRefine(comfy.samplers.KSAMPLER(straying), Settings("verified", 4, 0.05))
     with caplog.at_level(logging.INFO, "dizzydiff"):
         SamplerCustom.execute(model, True, 7, 1.0, *prompts, sampler, sigmas, empty())
     assert "steps otherwise than a dry run" in caplog.text

@@ -24,8 +24,8 @@ from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider, Random
 from safetensors.torch import save_file
 
 from dizzydiff.drafting.devices import spread
-from dizzydiff.drafting.replicas import DraftRefine
-from dizzydiff.drafting.speculation import Report
+from dizzydiff.drafting.report import Report
+from dizzydiff.drafting.sampler import DraftRefine, Settings
 from dizzydiff.students.loader import Source, load_unet
 from nodes import ControlNetApplyAdvanced
 
@@ -72,7 +72,7 @@ def compare(model: Any, guider_of: Any, samples: Any, devices: str, steps: int =
 
     reference = run(model, inner)
     drafted = run(
-        spread(model, devices, 0), DraftRefine(inner, "verified", 0, 1e-3, on_report=reports.append)
+        spread(model, devices, 0), DraftRefine(inner, Settings("verified", 0, 1e-3), on_report=reports.append)
     )
     for ours, theirs in zip(parts(drafted), parts(reference), strict=True):
         assert ours.shape == theirs.shape

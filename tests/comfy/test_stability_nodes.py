@@ -16,8 +16,8 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 
+from dizzydiff.drafting.backends.replicas import Replicas
 from dizzydiff.drafting.devices import spread
-from dizzydiff.drafting.replicas import Replicas
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
 from dizzydiff.stability import subject as subjects
 from dizzydiff.stability.identity import identity

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dizzydiff.drafting.coordinates import Space
 from dizzydiff.drafting.policies import Policy
+from dizzydiff.drafting.predictors import DRAFTS
+from dizzydiff.drafting.space import Space
 from dizzydiff.drafting.window import Drafting
 
-from .world import SAMPLERS, Mixture, deviation, drafted, euler, karras, plainly, start
+from .samplers import SAMPLERS, Mixture, deviation, drafted, euler, karras, plainly, start
 
 SPACE = Space()
 
@@ -30,7 +31,7 @@ def how(
     mode: str, k: int, tolerance: float = math.inf, frozen: bool = False, stochastic: bool = False
 ) -> Drafting:
     policy = Policy(mode, k, tolerance)  # type: ignore[arg-type]
-    return Drafting.frozen(policy, SPACE) if frozen else Drafting.extrapolated(policy, SPACE, stochastic)
+    return Drafting(policy, DRAFTS["frozen" if frozen else "extrapolated"](stochastic), SPACE)
 
 
 def rounds(policy: Policy, n: int) -> int:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dizzydiff.drafting.speculation import Evaluated, Report
+from dizzydiff.drafting.report import EvaluatedState, Report
 from dizzydiff.drafting.timeline import ANCHOR, UNUSED, colour, draw
 
 REPORT = Report(
     [
-        [Evaluated(0)],
-        [Evaluated(1), Evaluated(2, 1e-4, True), Evaluated(3, 0.1, False), Evaluated(4)],
-        [Evaluated(3), Evaluated(4, 1e-2, True)],
+        [EvaluatedState(0)],
+        [EvaluatedState(1), EvaluatedState(2, 1e-4, True), EvaluatedState(3, 0.1, False), EvaluatedState(4)],
+        [EvaluatedState(3), EvaluatedState(4, 1e-2, True)],
     ]
 )
 

@@ -11,36 +11,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dizzydiff.drafting.calls import plan
-from dizzydiff.drafting.coordinates import Space
-from dizzydiff.drafting.findings import LEAST_ROUGHNESS, Findings, Pair
+from dizzydiff.common.sampler_trace import trace
+from dizzydiff.drafting.combination import Combination, Span
 from dizzydiff.drafting.policies import Policy
-from dizzydiff.drafting.span import Span
+from dizzydiff.drafting.predictors import DRAFTS
+from dizzydiff.drafting.space import Space
 from dizzydiff.drafting.speculation import SpeculativeModel
+from dizzydiff.drafting.statistics import MIN_LIPSCHITZ, Pair, RoundStatistics
 from dizzydiff.drafting.window import Drafting
 
-from .world import SAMPLERS, Mixture, StandIn, drafted, euler, karras, start
+from .samplers import SAMPLERS, Mixture, StandIn, drafted, euler, karras, start
 
 SPACE = Space()
 
 
 class Watched(SpeculativeModel):
-    """Keeps, for every question drafted that the sampler came to: what was found, and how far it was from the
-    draft in truth.
+    """Keeps, for every model call drafted that the sampler came to: what was found, and how far it was from
+    the draft in truth.
     """
 
     def _from_window(self, n: int, x: Tensor) -> Tensor | None:
         if (draft := self._window.get(n)) is not None:
             distance = float((x - draft.x).square().mean().sqrt()) / SPACE.scale(draft.sigma)
-            self.__dict__.setdefault("seen", []).append((n, self._found, distance))
+            self.__dict__.setdefault("seen", []).append((n, self._statistics, distance))
         return super()._from_window(n, x)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-2, 1e-1])
-def test_arrivals_are_foretold(name: str, tolerance: float) -> None:
+def test_the_trace_says_where_the_sampler_arrives(name: str, tolerance: float) -> None:
     sigmas = karras(24)
-    how = Drafting.extrapolated(Policy("verified", 5, tolerance), SPACE, stochastic=name == "ancestral")
+    how = Drafting(Policy("verified", 5, tolerance), DRAFTS["extrapolated"](name == "ancestral"), SPACE)
     _, speculative = drafted(SAMPLERS[name], Mixture(), sigmas, start(sigmas, 1), how, Watched)
     assert len(speculative.seen) > 10
     for n, found, distance in speculative.seen:
@@ -55,9 +56,9 @@ def test_the_secant_finds_the_slope_of_a_model_that_is_linear_in_its_state(true_
         return true_slope * x + torch.sin(9 * sigma)[:, None]
 
     sigmas = karras(20, top=3.0)
-    how = Drafting.extrapolated(Policy("verified", 4, 0.05), SPACE, stochastic=False)
+    how = Drafting(Policy("verified", 4, 0.05), DRAFTS["extrapolated"](False), SPACE)
     _, speculative = drafted(euler, model, sigmas, start(sigmas, 1), how, Watched)
-    slopes = [found.slope(n) for n, found, _ in speculative.seen if n in found.pairs]
+    slopes = [found.dD_dx(n) for n, found, _ in speculative.seen if n in found.pairs]
     assert slopes and slopes == pytest.approx([true_slope] * len(slopes), abs=1e-6)
 
 
@@ -69,12 +70,12 @@ def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the
     along, off, across = torch.eye(3, dtype=torch.float64)
     wrong = math.cos(angle) * along + math.sin(angle) * across
     sigmas = karras(4)
-    calls = plan(
-        euler, lambda answer: StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, 1
+    calls = trace(
+        euler, lambda predict: StandIn(Mixture(), lambda x, sigma, **_: predict(x, sigma)[0]), sigmas, 1
     ).calls
     span = Span()
     gram = span.gram([span.vector(vector) for vector in (along, 0.4 * along + missed * off, wrong)])
-    found = Findings(
+    found = RoundStatistics(
         SPACE,
         "F",
         calls,
@@ -82,26 +83,33 @@ def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the
         lambda: last,
         3,
         gram,
-        {0: ({2: 1.0},)},
-        {1: Pair({0: 1.0}, ({1: 1.0},))},
+        {0: (Combination({2: 1.0}),)},
+        {1: Pair(Combination({0: 1.0}), (Combination({1: 1.0}),))},
     )
-    assert found.slope(1) == pytest.approx(0.4)
+    assert found.dD_dx(1) == pytest.approx(0.4)
     missed *= SPACE.scale(calls[1].sigma)
-    assert found.roughness(1) == pytest.approx(
-        max(math.hypot(math.cos(angle) * missed, math.sin(angle) * last), LEAST_ROUGHNESS)
+    assert found.lipschitz(1) == pytest.approx(
+        max(math.hypot(math.cos(angle) * missed, math.sin(angle) * last), MIN_LIPSCHITZ)
     )
     step = float(1 - sigmas[1] / sigmas[0])
     assert found.distance(1) == pytest.approx(step / math.sqrt(3) / SPACE.scale(calls[1].sigma))
 
 
-def test_questions_without_a_pair_take_the_share_of_the_last_that_has_one() -> None:
-    calls = plan(
-        euler, lambda answer: StandIn(Mixture(), lambda x, sigma, **_: answer(x, sigma)[0]), karras(6), 1
+def test_calls_without_a_pair_take_the_share_of_the_last_that_has_one() -> None:
+    calls = trace(
+        euler, lambda predict: StandIn(Mixture(), lambda x, sigma, **_: predict(x, sigma)[0]), karras(6), 1
     ).calls
     span = Span()
     x = torch.ones(4, dtype=torch.float64)
-    gram = span.gram([span.vector(x), span.vector(0.25 * SPACE.gain(calls[2].sigma) * x)])
-    found = Findings(SPACE, "F", calls, lambda: 1, gram=gram, pairs={2: Pair({0: 1.0}, ({1: 1.0},))})
-    assert found.slope(1) == SPACE.gain(calls[1].sigma)
-    assert found.slope(4) == pytest.approx(0.25 * SPACE.gain(calls[4].sigma))
-    assert found.roughness(4) == LEAST_ROUGHNESS < found.roughness(1) == 1.0
+    gram = span.gram([span.vector(x), span.vector(0.25 * SPACE.gaussian_slope(calls[2].sigma) * x)])
+    found = RoundStatistics(
+        SPACE,
+        "F",
+        calls,
+        lambda: 1,
+        gram=gram,
+        pairs={2: Pair(Combination({0: 1.0}), (Combination({1: 1.0}),))},
+    )
+    assert found.dD_dx(1) == SPACE.gaussian_slope(calls[1].sigma)
+    assert found.dD_dx(4) == pytest.approx(0.25 * SPACE.gaussian_slope(calls[4].sigma))
+    assert found.lipschitz(4) == MIN_LIPSCHITZ < found.lipschitz(1) == 1.0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dizzydiff.drafting.calls import NoiseSampler, SamplerRun, plan
+from dizzydiff.common.sampler_trace import NoiseSampler, SamplerRun, trace
 from dizzydiff.drafting.noise import NoiseTape
 from dizzydiff.drafting.speculation import SpeculativeModel, StandIn, State
 from dizzydiff.drafting.window import Drafting
@@ -97,7 +97,7 @@ def ancestral(model: Model, x: Tensor, sigmas: Tensor, callback: Any, noise: Noi
 
 
 def adaptive(model: Model, x: Tensor, sigmas: Tensor, callback: Any, noise: NoiseSampler) -> Tensor:
-    """Asks in between where the answer is large."""
+    """Calls the model in between where its prediction is large."""
     for i in range(len(sigmas) - 1):
         D = model(x, sigmas[i].expand(x.shape[0]))
         if callback:
@@ -145,12 +145,19 @@ def drafted(
     kind: type[SpeculativeModel] = SpeculativeModel,
     **here: Any,
 ) -> tuple[Tensor, SpeculativeModel]:
-    foretold = plan(
-        sampler, lambda answer: StandIn(model, lambda x, sigma, **_: answer(x, sigma)[0]), sigmas, x.ndim
+    found = trace(
+        sampler, lambda predict: StandIn(model, lambda x, sigma, **_: predict(x, sigma)[0]), sigmas, x.ndim
     )
-    tape = NoiseTape(seeded_noise(x), foretold.asks, sigmas)
-    speculative = kind(model, foretold, Here(model, **here), lambda p, x, s, a: p[0], tape, how)
-    return sampler(speculative, x, sigmas, None, tape.reader()), speculative
+    noises = NoiseTape(seeded_noise(x), found.noise_sigmas, sigmas)
+    speculative = kind(
+        model,
+        found,
+        evaluate=Here(model, **here),
+        deliver=lambda p, x, s, a: p[0],
+        noises=noises,
+        drafting=how,
+    )
+    return sampler(speculative, x, sigmas, None, noises.reader()), speculative
 
 
 def deviation(result: Tensor, reference: Tensor) -> float:

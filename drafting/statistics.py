@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a round tells: how near its drafts are to where the sampler will arrive, and how predictions change
+between them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..common.sampler_trace import ModelCall
+from .combination import Combination, Gram, Prediction, weighted_sum
+from .space import Basis, Space
+
+MIN_LIPSCHITZ = 0.25
+"""Predictions are never taken to differ less than this part of how far their states are apart."""
+SECANT_SAFETY = 2.0
+"""How many times as far as it missed its own pair a secant is taken to miss at another call."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two evaluations of one model call: the difference of their states x, and of their predictions D."""
+
+    x: Combination
+    D: Prediction
+
+
+@dataclass(frozen=True)
+class RoundStatistics:
+    """Numbers that follow from the inner products of a round. The host waits for the device when the first is
+    asked for.
+
+    x~ is the draft of a model call, x the state at which the sampler will make it.
+    """
+
+    space: Space
+    basis: Basis
+    calls: Sequence[ModelCall]
+    parameter: Callable[[], float]
+    """Of the predictor: the one that would have predicted best."""
+    lipschitz_elsewhere: Callable[[], float] = lambda: 1.0
+    """Along directions of which a round tells nothing."""
+    numel: int = 0
+    """Of a latent."""
+    gram: Gram = field(default_factory=lambda: Gram(list))
+    errors: dict[int, Prediction] = field(default_factory=dict)
+    """By call, from where the sampler stood: its prediction less what was predicted of it. Only where drafts
+    are verified.
+    """
+    pairs: dict[int, Pair] = field(default_factory=dict)
+    """Of calls that had been evaluated before, at a draft that was dropped."""
+
+    def deviation(self, m: int) -> float:
+        """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
+        know without an evaluation at x: Lipschitz constant times distance.
+        """
+        return self.lipschitz(m) * self.distance(m)
+
+    def dD_dx(self, m: int) -> float:
+        """By which the prediction of the m-th call is carried.
+
+        The secant through its pair; without one, what it is with eps or F held fixed, times the share that
+        the secant through the nearest pair is of that.
+        """
+        near, held = self._nearest_pair(m), self._held(m)
+        if near is None:
+            return held
+        return self._secant(m) if near == m else held * self._share(near)
+
+    def distance(self, m: int) -> float:
+        """RMS(x - x~) / s of the m-th call."""
+        offset = self._offsets[m]
+        rms = math.sqrt(max(self.gram(offset, offset), 0.0) / self.numel)
+        return rms / self.space.scale(self.calls[m].sigma)
+
+    def lipschitz(self, m: int) -> float:
+        """How much further than its state from the sampler's, relative to data, the prediction carried from a
+        draft may be off.
+
+        In the direction of its pair as far as the secant missed; across it as far as the last dropped draft
+        was off.
+        """
+        near = self._nearest_pair(m)
+        if near is None:
+            return self.lipschitz_elsewhere()
+        pair, sigma = self.pairs[near], self.calls[near].sigma
+        if near != m:
+            missed = secant_error(self.gram, pair, self._share(near) * self._held(near), self.space, sigma)
+            return max(SECANT_SAFETY * missed, MIN_LIPSCHITZ)
+        offset, missed = self._offsets[m], secant_error(self.gram, pair, self._secant(m), self.space, sigma)
+        squares = self.gram(pair.x, pair.x) * self.gram(offset, offset)
+        cos2 = min(self.gram(pair.x, offset) ** 2 / squares, 1.0) if squares > 0 else 1.0
+        across = self.lipschitz_elsewhere()
+        return max(math.sqrt(cos2 * missed**2 + (1 - cos2) * across**2), MIN_LIPSCHITZ)
+
+    def _nearest_pair(self, m: int) -> int | None:
+        """The m-th call, or the last before it that has a pair."""
+        return max(
+            (i for i, pair in self.pairs.items() if i <= m and self.gram(pair.x, pair.x) > 0), default=None
+        )
+
+    def _held(self, m: int) -> float:
+        return self.space.dD_dx(self.basis, self.calls[m].sigma)
+
+    def _secant(self, m: int) -> float:
+        """The dD/dx that carries one prediction of the pair to the other, by least squares."""
+        pair = self.pairs[m]
+        return sum(self.gram(pair.x, part) for part in pair.D) / (len(pair.D) * self.gram(pair.x, pair.x))
+
+    def _share(self, m: int) -> float:
+        held = self._held(m)
+        return min(max(self._secant(m) / held, -1.0), 1.0) if held else 1.0
+
+    @functools.cached_property
+    def _offsets(self) -> dict[int, Combination]:
+        """x - x~ of every drafted call: the recurrence of its :class:`~..common.sampler_trace.ModelCall`, for
+        the differences from what was predicted.
+        """
+        offsets = defaultdict[int, Combination](Combination)
+        errors = defaultdict[int, Prediction](lambda: (Combination(),))
+        for m, error in sorted(self.errors.items()):
+            errors[m] = tuple(part + offsets[m] * self.dD_dx(m) for part in error)
+            following = self.calls[m + 1].terms(m + 1, offsets, errors)
+            offsets[m + 1] = weighted_sum(following)
+        return dict(offsets)
+
+
+def secant_error(gram: Gram, pair: Pair, dD_dx: float, space: Space, sigma: float) -> float:
+    """RMS(D - D~ - dD/dx (x - x~)) over RMS(x - x~), relative to data: times s / sigma_d."""
+    missed = tuple(part - pair.x * dD_dx for part in pair.D)
+    square = max(gram.inner(missed, missed), 0.0) / (len(missed) * gram(pair.x, pair.x))
+    return math.sqrt(square) * space.scale(sigma) / space.sigma_data
