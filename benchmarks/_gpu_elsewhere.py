@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devtools.pretend_device import Away, booked
 from ._gpu_passes import NETWORK, means, stand_in_network, where
-from ._pretend_device import Away, booked
 
 
 def elsewhere(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:

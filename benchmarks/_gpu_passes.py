@@ -2,8 +2,8 @@
 """What a drafted run does to latents outside its network: memory passes, launches and waits of the host,
 counted, not timed.
 
-Counted on a device that is not there (``_pretend_device``): the counts are the same on every machine, and for
-every latent that is larger than everything else.
+Counted on a device that is not there (``devtools.pretend_device``): the counts are the same on every machine,
+and for every latent that is larger than everything else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devtools.pretend_device import DEVICE, Away, Ledger, booked
 from ..drafting.policies import Mode
 from ._draft_subjects import sampling
 from ._gpu_time import timed
-from ._pretend_device import DEVICE, Away, Ledger, booked
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK, SAMPLER, END = "network", "sampler", "once a picture"

@@ -5,12 +5,14 @@ what a GPU refuses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
 import torch
+from torch import Tensor
 
-from dizzydiff.benchmarks._pretend_device import DEVICE, Away, Ledger, booked
+from devtools.pretend_device import DEVICE, Away, Ledger, booked
 
 
 def anywhere(frame: FrameType) -> str:
@@ -61,3 +63,32 @@ def test_tensors_of_the_host_with_dimensions_are_refused() -> None:
             torch.stack([away, torch.ones(3)])
     with pytest.raises(RuntimeError, match="outside"):
         away * 2
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        lambda x: x.double(),
+        lambda x: x.to("cpu", torch.float64),
+        lambda x: torch.ones(3, dtype=torch.float64).copy_(x),
+        lambda x: torch.zeros(3, dtype=torch.float64, device=DEVICE),
+        lambda x: torch.zeros_like(x, dtype=torch.complex128),
+        lambda x: torch.tensor([1.0], dtype=torch.float64, device=DEVICE),
+        lambda x: torch.ones(3, dtype=torch.float64).to(DEVICE),
+        lambda x: x.sum(dtype=torch.float64),
+        lambda x: Away(torch.ones(3, dtype=torch.float64)).float(),
+    ],
+)
+def test_a_device_without_float64_refuses_it(need: Callable[[Tensor], Tensor]) -> None:
+    with booked():
+        need(Away(torch.ones(3)))
+    with booked(float64=False), pytest.raises(TypeError, match="float64"):
+        need(Away(torch.ones(3)))
+
+
+def test_a_device_without_float64_does_all_else() -> None:
+    with booked(float64=False):
+        away = Away(torch.ones(3))
+        assert away.cpu().double().sum().item() == 3
+        assert torch.ones(3, dtype=torch.float64).to(DEVICE, torch.float32).dtype == torch.float32
+        assert (away * torch.tensor(2.0, dtype=torch.float64)).tolist() == [2.0, 2.0, 2.0]

@@ -3,7 +3,8 @@
 operation is booked.
 
 What a GPU would be asked to do can be counted on any machine: kernels launched, times the host waits for the
-device. And code that would fail on a GPU, because it mixes tensors of two devices, fails here.
+device. And code that would fail on a GPU, because it mixes tensors of two devices, fails here; as does, where
+that is asked for, what needs float64, which Apple's GPUs and some of Intel's have not.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ SHAPES_ONLY = (
     aten.randn_like,
 )
 """Operations that take only the shape of their input."""
+WIDE = (torch.float64, torch.complex128)
+"""What a device without float64 refuses."""
 FROM_VALUES = (torch.tensor, torch.as_tensor, torch.asarray)
 """Functions that PyTorch fills below the level where a mode sees them."""
 
@@ -74,9 +77,9 @@ class Away(Tensor):
 class Ledger(TorchDispatchMode):
     """Books by place of the code; ``place(frame)`` says which place a stack frame belongs to."""
 
-    def __init__(self, place: Callable[[FrameType], str], latent_bytes: int) -> None:
+    def __init__(self, place: Callable[[FrameType], str], latent_bytes: int, float64: bool) -> None:
         super().__init__()
-        self._place, self._latent_bytes = place, latent_bytes
+        self._place, self._latent_bytes, self._float64 = place, latent_bytes, float64
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.passes: Counter[str] = Counter()
@@ -102,6 +105,8 @@ class Ledger(TorchDispatchMode):
             *tree_map_only(Away, lambda tensor: tensor.held, args),
             **tree_map_only(Away, lambda tensor: tensor.held, kwargs),
         )
+        if not self._float64 and (away or to_device):
+            _refuse_float64(operation, [*away.values(), *tree_leaves(result)])
         if to_device:
             result = tree_map_only(
                 Tensor, lambda made: away[id(made)] if id(made) in away else Away(made), result
@@ -142,6 +147,16 @@ def _refuse_mixtures(operation: Any, given: list[Tensor]) -> None:
         )
 
 
+def _refuse_float64(operation: Any, tensors: list[Any]) -> None:
+    """As Metal does, in its words. A conversion on the way to the host is refused too: whether the device or
+    the host would make it is up to the driver.
+    """
+    if any(isinstance(tensor, Tensor) and tensor.dtype in WIDE for tensor in tensors):
+        raise TypeError(
+            f"Cannot convert a tensor of {DEVICE} to float64, which that device doesn't support: {operation}."
+        )
+
+
 class _Factories(TorchFunctionMode):
     """Copies what is filled from values on the host, or turned into them, as PyTorch does below the reach of
     modes.
@@ -163,8 +178,18 @@ class _Factories(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _anywhere(frame: FrameType) -> str:
+    return "anywhere"
+
+
 @contextlib.contextmanager
-def booked(place: Callable[[FrameType], str], latent_bytes: int) -> Iterator[Ledger]:
-    """Within, tensors of :data:`DEVICE` can be made and computed with."""
-    with _Factories(), Ledger(place, latent_bytes) as ledger:
+def booked(
+    place: Callable[[FrameType], str] = _anywhere, latent_bytes: int = 1, *, float64: bool = True
+) -> Iterator[Ledger]:
+    """Within, on this thread, tensors of :data:`DEVICE` can be made and computed with.
+
+    ``latent_bytes``: what counts as a latent. ``float64``: whether the device has it; where not, whatever
+    would make, hold or read a float64 tensor there raises TypeError, as on Apple's GPUs.
+    """
+    with _Factories(), Ledger(place, latent_bytes, float64) as ledger:
         yield ledger
