@@ -8,6 +8,7 @@ and for every latent that is larger than everything else.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.sampler_trace import trace
 from ..devtools.pretend_device import DEVICE, Away, Ledger, booked
 from ..drafting.policies import Mode
 from ._draft_subjects import sampling
@@ -25,17 +27,19 @@ from ._gpu_time import timed
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK, SAMPLER, END = "network", "sampler", "once a picture"
 TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
+ROOMS = {ROOT / "drafting", ROOT / "common"}
 PLACES = {
     "drafts": "drafts",
-    "findings": "findings",
+    "statistics": "statistics",
     "_from_window": "verify and carry",
     "_group": "batch",
     "_add": SAMPLER,
-    "plan": END,
+    "trace": END,
+    "own_noise": END,
     "report": END,
 }
-"""Functions of drafting/, and what the table calls them; the noises that drafts draw are those that the
-sampler would have drawn.
+"""Functions of drafting/ and common/, and what the table calls them; the noises that drafts draw are those
+that the sampler would have drawn.
 """
 
 
@@ -48,7 +52,7 @@ def where(frame: FrameType | None) -> str:
             return NETWORK
         if Path(code.co_filename).parent.name in ("k_diffusion", "extra_samplers", "comfy"):
             sampler = SAMPLER
-        elif code.co_name in PLACES and Path(code.co_filename).parent == ROOT / "drafting":
+        elif code.co_name in PLACES and ROOMS & set(Path(code.co_filename).parents):
             return PLACES[code.co_name]
         frame = frame.f_back
     return sampler or "other"
@@ -93,11 +97,15 @@ def means(ledger: Ledger, places: Iterable[str], of: int) -> dict[str, float]:
 def run(
     shape: tuple[int, ...], sampler: str, steps: int, width: int, mode: Mode, frozen: bool = False
 ) -> tuple[int, Ledger]:
-    """Rounds of a run on the pretended device, and what was booked; a width of 1 is the plain sampler."""
+    """Rounds of a run on the pretended device, and what was booked; a width of 1 is the plain sampler.
+
+    It is the second run, of a graph that was found fit for drafts in the first.
+    """
     import comfy.samplers
 
     from ..drafting.report import Report
     from ..drafting.sampler import DraftRefine, Settings
+    from ..drafting.verdicts import Verdicts
 
     model_sampling = sampling()
     reports: list[Report] = []
@@ -112,11 +120,14 @@ def run(
         inner = comfy.samplers.KSAMPLER(inner.sampler_function, options, inner.inpaint_options)
     settings = Settings(mode, width, 0.02, "frozen" if frozen else "extrapolated")
     method = DraftRefine(inner, settings, on_report=reports.append) if width > 1 else inner
-    extra_args = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": None}
-    with torch.no_grad(), booked(where, noise.nbytes) as ledger:
-        x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))
-        method.sample(_Guider(model_sampling), sigmas, extra_args, None, x, torch.zeros_like(x), None, True)
-    return len(reports[0].rounds) if reports else steps, ledger
+    wish = {"width": 0, "batch": True, "verdicts": Verdicts()}
+    guider = _Guider(model_sampling)
+    for _ in range(2):
+        extra_args = {"model_options": {"dizzydiff_devices": wish}, "seed": None}
+        with torch.no_grad(), booked(where, noise.nbytes) as ledger:
+            x, sigmas = Away(noise), Away(comfy.samplers.calculate_sigmas(model_sampling, "karras", steps))
+            method.sample(guider, sigmas, extra_args, None, x, torch.zeros_like(x), None, True)
+    return len(reports[-1].rounds) if reports else steps, ledger
 
 
 def trace_seconds(sampler: str, steps: int, repeats: int) -> float:
@@ -124,14 +135,14 @@ def trace_seconds(sampler: str, steps: int, repeats: int) -> float:
     import comfy.samplers
 
     from ..drafting.backends.base import Backend, Request
-    from ..drafting.sampler import bind, trace_sampler
+    from ..drafting.sampler import SamplerCall, stand_in
 
     inner, model_sampling = comfy.samplers.sampler_object(sampler), sampling()
     sigmas = comfy.samplers.calculate_sigmas(model_sampling, "karras", steps)
     model = comfy.samplers.KSamplerX0Inpaint(_Guider(model_sampling), sigmas)
-    run = bind(inner.sampler_function, {"model_options": {}}, inner.extra_options, disable=True)
-    backend = Backend(Request(model, {}), 4)
-    return timed(lambda: trace_sampler(run, model, backend, sigmas, 4), torch.device("cpu"), repeats).wall
+    call = SamplerCall(inner.sampler_function, {"model_options": {}}, inner.extra_options, disable=True)
+    predicted = functools.partial(stand_in, model, Backend(Request(model, {}), 4))
+    return timed(lambda: trace(call, predicted, sigmas, 4), torch.device("cpu"), repeats).wall
 
 
 class _Guider:

@@ -14,6 +14,7 @@ PHRASES = (
     "could not allocate tensor",  # DirectML
     "out_of_device_memory",  # oneAPI
     "out_of_host_memory",
+    "insufficient memory",
 )
 
 

@@ -88,7 +88,8 @@ class Trace:
 
     @property
     def stochastic(self) -> bool:
-        return bool(self.noise_sigmas)
+        """Whether any state holds noise that was drawn on the way; some samplers draw it for nothing."""
+        return any(call.noise_coeffs for call in self.calls)
 
     @property
     def rising(self) -> bool:
@@ -117,10 +118,11 @@ class _DryRun:
     """The newest call when a step reported itself."""
 
     def steps(self, count: int) -> list[int]:
-        """The step of every call. Raises :class:`Untraceable` unless each of the steps reports after its
-        first call.
+        """The step of every call. Raises :class:`Untraceable` unless each of the steps, the last perhaps not,
+        reports after its first call.
         """
-        if sorted(self.last_call_of_step) != list(range(count)) or self.last_call_of_step.get(0) != 0:
+        reported = sorted(self.last_call_of_step)
+        if reported not in (list(range(count)), list(range(count - 1))) or self.last_call_of_step.get(0) != 0:
             raise Untraceable(NOT_ONE_BY_ONE)
         starts = sorted(self.last_call_of_step.values())
         return [bisect.bisect_right(starts, call) - 1 for call in range(len(self.calls))]
@@ -158,7 +160,12 @@ class _Subject:
 
         with torch.random.fork_rng(devices=[]):
             sigmas = self.sigmas.clone()  # some samplers write into their sigmas
-            self.run(self.stand_in(model), x, sigmas, callback, noise)
+            try:
+                self.run(self.stand_in(model), x, sigmas, callback, noise)
+            except Untraceable:
+                raise
+            except Exception as error:
+                raise Untraceable(f"its dry run failed ({type(error).__name__}: {error})") from error
         return seen
 
 
@@ -178,6 +185,8 @@ def trace(run: SamplerRun, stand_in: Callable[[Predict], Any], sigmas: Tensor, n
         return kept[-1].clone()
 
     tried = subject.dry_run(number([]), lambda m, x, sigma: number(predictions, 2), lambda q: number(noises))
+    if any(state.shape != tried.states[0].shape for state in tried.states):
+        raise Untraceable("the size of its state changes")
     steps = tried.steps(len(sigmas) - 1)
     if not all(math.isfinite(sigma) and sigma > 0 for sigma, _ in tried.calls):
         raise Untraceable("it calls the model at sigmas that are not above zero")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from ..kernels.linear_combinations import linear_combinations
@@ -101,10 +102,14 @@ def newest_per_sigma(evaluations: Sequence[E], rising: bool = False) -> list[E]:
 
 
 class Span:
-    """Tensors t_j of one shape, and the combinations of them."""
+    """Tensors t_j of one shape, and the combinations of them.
 
-    def __init__(self) -> None:
+    parts: lengths of the parts that a latent [B, 1, sum(parts)] is packed from, such as picture and sound.
+    """
+
+    def __init__(self, parts: Sequence[int] = ()) -> None:
         self._tensors: list[Tensor] = []
+        self._parts = tuple(parts) if len(parts) > 1 else ()
         self._evaluations: dict[int, tuple[Evaluation, SpanEvaluation]] = {}
 
     def vector(self, tensor: Tensor) -> Combination:
@@ -130,18 +135,29 @@ class Span:
         """The inner products of the ``combinations``, started now and read when they are asked for."""
         if not combinations:
             return Gram(list)
-        vectors = self.evaluate(combinations).flatten(1)
-        return Gram((vectors @ vectors.mT).tolist)
+        vectors = self.evaluate(combinations)
+        views = [vectors, *(vectors.split(self._parts, -1) if self._parts else ())]
+        products = torch.stack([view.flatten(1) @ view.flatten(1).mT for view in views])
+        return Gram(products.tolist, parts=len(self._parts))
 
 
 class Gram:
-    """The Gram matrix of vectors: inner products of their combinations. The host waits for the first."""
+    """The Gram matrix of vectors: inner products of their combinations. The host waits for the first.
 
-    def __init__(self, read: Callable[[], list[list[float]]]) -> None:
-        self._products = functools.cache(read)
+    parts: how many parts of the vectors have a matrix of their own beside the whole's.
+    """
+
+    def __init__(self, read: Callable[[], list[list[list[float]]]], parts: int = 0, part: int = 0) -> None:
+        self._read, self.parts, self._part = functools.cache(read), parts, part
+
+    def of_part(self, part: int) -> Gram:
+        """Of one part of the vectors, counted from 1; 0 is the whole."""
+        return Gram(self._read, self.parts, part)
 
     def __call__(self, one: Combination, other: Combination) -> float:
-        products = self._products()
+        if not (one.weights and other.weights):
+            return 0.0
+        products = self._read()[self._part]
         return sum(v * w * products[i][j] for i, v in one.weights.items() for j, w in other.weights.items())
 
     def inner(self, one: Prediction, other: Prediction) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,16 @@ import comfy.multigpu
 import torch
 
 from .errors import BadDevices, CannotClone
+from .verdicts import Verdicts
+
+log = logging.getLogger("dizzydiff")
 
 DEVICES = "dizzydiff_devices"
-"""Key in ``model_options`` for what Draft Devices was told: {"width": int, "batch": bool}."""
+"""Key in ``model_options`` for what Draft Devices was told, {"width": int, "batch": bool}, and for the
+verdicts on what was drafted on it, {"verdicts": Verdicts}.
+"""
+REPLICAS, REPLICA_OPTIONS = "multigpu", "multigpu_options"
+"""Core's key of a MODEL's additional models, and that of their options."""
 
 
 def spread(model: Any, devices: str, width: int) -> Any:
@@ -24,12 +32,30 @@ def spread(model: Any, devices: str, width: int) -> Any:
     """
     wish = devices.strip().lower()
     if wish == "batch":
-        model = model.clone()
+        model = _without_replicas(model)
     else:
         places = comfy.model_management.get_all_torch_devices() if wish == "auto" else parse_devices(devices)
-        others = [place for place in dict.fromkeys(places) if place != model.load_device]
+        main = canonical(model.load_device)
+        others = [place for place in dict.fromkeys(map(canonical, places)) if place != main]
+        if not others:
+            log.info("DizzyDiff: Draft Devices found no device but %s: pictures are sampled plainly.", main)
         model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
-    model.model_options[DEVICES] = {"width": width, "batch": wish == "batch"}
+    model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
+    return model
+
+
+def canonical(place: torch.device) -> torch.device:
+    """One name for a device that has several: "mps" is "mps:0", and "cpu:0" is "cpu"."""
+    if place.type == "cpu":
+        return torch.device("cpu", place.index) if place.index else torch.device("cpu")
+    return torch.device(place.type, place.index or 0)
+
+
+def _without_replicas(model: Any) -> Any:
+    model = model.clone()
+    if model.get_additional_models_with_key(REPLICAS):
+        model.set_additional_models(REPLICAS, [])
+        model.model_options.pop(REPLICA_OPTIONS, None)
     return model
 
 
@@ -37,17 +63,17 @@ def _with_replicas(model: Any, others: Sequence[torch.device]) -> Any:
     if others and model.cached_patcher_init is None:
         raise CannotClone(
             f"{type(model.model).__name__} cannot be loaded a second time for {others[0]}: the loader that "
-            f"made it keeps "
-            "no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided Student."
+            "made it keeps no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided "
+            "Student."
         )
     model = model.clone()
-    kept = {clone.load_device: clone for clone in model.get_additional_models_with_key("multigpu")}
+    kept = {canonical(clone.load_device): clone for clone in model.get_additional_models_with_key(REPLICAS)}
     clones = []
     for place in others:
         clone = kept.get(place) or model.deepclone_multigpu(new_load_device=place)
         clone.is_multigpu_base_clone = True
         clones.append(clone)
-    model.set_additional_models("multigpu", clones)
+    model.set_additional_models(REPLICAS, clones)
     model.match_multigpu_clones()
     comfy.multigpu.GPUOptionsGroup().register(model)
     return model
@@ -66,19 +92,23 @@ def parse_devices(names: str) -> list[torch.device]:
                 f'{name!r} in {names!r} is no device. Expected "auto", "batch", or names such as '
                 '"cuda:0, cuda:1".'
             ) from error
-        if place.type != "cpu":
-            backend = torch.get_device_module(place)
-            if not backend.is_available() or (place.index or 0) >= backend.device_count():
-                raise BadDevices(
-                    f"{name!r} in {names!r} is not on this machine. Expected one of: "
-                    f"{', '.join(map(str, comfy.model_management.get_all_torch_devices()))}."
-                )
-        places.append(
-            place if place.index is not None or place.type == "cpu" else torch.device(place.type, 0)
-        )
+        if place.type != "cpu" and not _is_there(place):
+            raise BadDevices(
+                f"{name!r} in {names!r} is not on this machine. Expected one of: "
+                f"{', '.join(map(str, comfy.model_management.get_all_torch_devices()))}."
+            )
+        places.append(canonical(place))
     return places
+
+
+def _is_there(place: torch.device) -> bool:
+    try:
+        backend = torch.get_device_module(place)
+    except RuntimeError:  # a kind of device that this torch has not
+        return False
+    return backend.is_available() and (place.index or 0) < backend.device_count()
 
 
 def devices_of(model: Any) -> int:
     """How many devices Draft Devices gave a MODEL."""
-    return 1 + len(model.get_additional_models_with_key("multigpu"))
+    return 1 + len(model.get_additional_models_with_key(REPLICAS))

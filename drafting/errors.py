@@ -19,3 +19,7 @@ class CannotClone(DraftingError):
 
 class Undraftable(Exception):
     """Why a sampler cannot be drafted; it runs as it is, and the user is told."""
+
+
+class MainDeviceOnly(Undraftable):
+    """Why model calls must be made on the main device, one by one and in the sampler's order."""

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.k_diffusion.sampling as k_diffusion
 import comfy.samplers
 from torch import Tensor
 
 from ..common.alpha import alpha_of
-from ..common.sampler_trace import NoiseSampler, Predict, SamplerRun, Trace, Untraceable, trace
+from ..common.sampler_trace import NoiseSampler, Predict, Trace, Untraceable, trace
 from .backends import choose_backend
 from .backends.base import Backend, Request
-from .errors import Undraftable
+from .backends.graph import CLONES, MULTIGPU
+from .errors import MainDeviceOnly, Undraftable
 from .noise import NoiseTape
+from .own_noise import own_noise
 from .policies import Mode, Policy
 from .predictors import DRAFTS, DraftsName
 from .report import Report
@@ -31,19 +34,6 @@ log = logging.getLogger("dizzydiff")
 
 ROUNDING = 1.05
 """Used drafts this many tolerances off are no rounding any more."""
-BROWNIAN = {
-    k_diffusion.sample_dpmpp_sde: True,
-    k_diffusion.sample_dpmpp_2m_sde: True,
-    k_diffusion.sample_dpmpp_2m_sde_heun: True,
-    k_diffusion.sample_dpmpp_3m_sde: True,
-    k_diffusion.sample_dpmpp_sde_gpu: False,
-    k_diffusion.sample_dpmpp_2m_sde_gpu: False,
-    k_diffusion.sample_dpmpp_2m_sde_heun_gpu: False,
-    k_diffusion.sample_dpmpp_3m_sde_gpu: False,
-}
-"""Sampler functions whose own noise is a Brownian tree, and whether it lives on the CPU; all others draw from
-the seed.
-"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +50,11 @@ class Settings:
         return self.width == 1 or (self.mode == "verified" and self.tolerance == 0)
 
 
-class DraftRefine(comfy.samplers.Sampler):
-    """Any sampler of ComfyUI, its model's predictions drafted and refined in parallel."""
+class DraftRefine(comfy.samplers.KSAMPLER):
+    """Any sampler of ComfyUI, its model's predictions drafted and refined in parallel.
+
+    It has a ``sampler_function`` as every KSAMPLER, for the nodes that wrap one.
+    """
 
     def __init__(
         self,
@@ -71,82 +64,84 @@ class DraftRefine(comfy.samplers.Sampler):
         on_report: Callable[[Report], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.inner, self.settings = inner, settings
-        self._on_report, self._clock = on_report, clock
+        self.inner: comfy.samplers.Sampler = inner.inner if isinstance(inner, DraftRefine) else inner
+        self.settings, self._on_report, self._clock = settings, on_report, clock
+        options = {name: getattr(self.inner, name, {}) for name in ("extra_options", "inpaint_options")}
+        super().__init__(self._run, **options)
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        inner = self.inner
-        if isinstance(inner, comfy.samplers.KSAMPLER):
-            inner = comfy.samplers.KSAMPLER(self._run, inner.extra_options, inner.inpaint_options)
-        else:
-            _say_undrafted(f"{type(inner).__name__} is not made of a sampler function")
-        return inner.sample(
-            model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
-        )
+    def sample(self, *arguments: Any, **named: Any) -> Tensor:
+        if isinstance(self.inner, comfy.samplers.KSAMPLER):
+            return super().sample(*arguments, **named)
+        _say_undrafted(f"{type(self.inner).__name__} is not made of a sampler function")
+        return self.inner.sample(*arguments, **named)
 
     def _run(
         self,
         model: Any,
         x: Tensor,
         sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        disable: bool,
+        extra_args: dict[str, Any] | None = None,
+        callback: Any = None,
+        disable: bool | None = None,
         **options: Any,
     ) -> Tensor:
-        function = self.inner.sampler_function
-        started = self._clock()
+        call = SamplerCall(self.inner.sampler_function, extra_args or {}, options, disable)
         try:
-            speculative, backend = self._speculative(function, model, x, sigmas, extra_args, options)
+            return self._drafted(model, x, sigmas, callback, call)
         except (Undraftable, Untraceable) as why:
             _say_undrafted(str(why))
-            return function(
-                model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options
-            )
-        run, noise = bind(function, extra_args, options, disable), speculative.noises.reader()
-        result = run(speculative, x, sigmas, callback, noise)
-        self._tell(speculative.report, speculative.trace, f"{backend}", self._clock() - started)
-        return result
+            if isinstance(why, MainDeviceOnly):
+                call = call.on_main_device
+        return call(model, x, sigmas, callback)
 
-    def _speculative(
-        self,
-        function: Callable,
-        model: Any,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        options: dict[str, Any],
-    ) -> tuple[SpeculativeModel, Backend]:
-        settings = self.settings
+    def _drafted(self, model: Any, x: Tensor, sigmas: Tensor, callback: Any, call: SamplerCall) -> Tensor:
+        """Raises :class:`Undraftable` or :class:`Untraceable`, x and sigmas being as they were."""
+        started, settings = self._clock(), self.settings
         if settings.nothing_to_draft:
             raise Undraftable("a width of 1 or a tolerance of 0 leaves nothing to draft")
-        if options.get("s_churn"):
+        if call.options.get("s_churn"):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
-        backend = choose_backend(Request(model, extra_args["model_options"], settings.width, self._clock))
-        run = bind(function, extra_args, options, disable=True)
-        found = trace_sampler(run, model, backend, sigmas, x.ndim)
-        space = Space(alpha_of(model.inner_model.inner_model.model_sampling))
+        model_options = call.extra_args.get("model_options", {})
+        backend = choose_backend(Request(model, model_options, settings.width, self._clock))
+        predicted = functools.partial(stand_in, model, backend)
+        found = trace(call.silent, predicted, sigmas, x.ndim)
         policy = Policy(settings.mode, backend.width, settings.tolerance)
-        draw = options.get("noise_sampler") or noise_of(function, x, sigmas, extra_args.get("seed"))
+        space = Space(alpha_of(model_sampling_of(model, model_options)))
+        noises = self._noises(call, predicted, found, x, sigmas)
         speculative = SpeculativeModel(
             model,
             found,
             evaluate=backend,
             deliver=backend.deliver,
-            noises=NoiseTape(draw, found.noise_sigmas, sigmas),
-            drafting=Drafting(policy, DRAFTS[settings.drafts](found.stochastic), space),
+            noises=noises,
+            drafting=Drafting(
+                policy,
+                DRAFTS[settings.drafts](found.stochastic),
+                space,
+                parts_of(backend.request.guider, x),
+            ),
+            shape=x.shape,
         )
-        return speculative, backend
+        noise = noises.reader() if found.stochastic else None
+        result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
+        self._tell(speculative.report, found, f"{backend}", self._clock() - started)
+        return result
+
+    def _noises(
+        self,
+        call: SamplerCall,
+        predicted: Callable[[Predict], StandIn],
+        found: Trace,
+        x: Tensor,
+        sigmas: Tensor,
+    ) -> NoiseTape:
+        def run(predict: Predict, x: Tensor, sigmas: Tensor) -> Tensor:
+            return call.silent(predicted(predict), x, sigmas, None)
+
+        draw = call.options.get("noise_sampler") or own_noise(
+            call.function, run, found, x=x, sigmas=sigmas, seed=call.extra_args.get("seed")
+        )
+        return NoiseTape(draw, found.noise_sigmas, sigmas)
 
     def _tell(self, report: Report, found: Trace, where: str, seconds: float) -> None:
         log.info(
@@ -174,39 +169,69 @@ class DraftRefine(comfy.samplers.Sampler):
             self._on_report(report)
 
 
-def noise_of(function: Callable, x: Tensor, sigmas: Tensor, seed: int | None) -> NoiseSampler:
-    """The noise that ``function`` would draw by itself."""
-    if function in BROWNIAN:
-        low, high = sigmas[sigmas > 0].min(), sigmas.max()
-        return k_diffusion.BrownianTreeNoiseSampler(x, low, high, seed=seed, cpu=BROWNIAN[function])
-    return k_diffusion.default_noise_sampler(x, seed=seed)
+@dataclass(frozen=True)
+class SamplerCall:
+    """A sampler function with all that it is called with but model, state, sigmas, callback and noise."""
 
+    function: Callable[..., Tensor]
+    extra_args: dict[str, Any]
+    options: dict[str, Any]
+    disable: bool | None
 
-def bind(
-    function: Callable, extra_args: dict[str, Any], options: dict[str, Any], disable: bool
-) -> SamplerRun:
-    """A sampler function with all but model, state, sigmas, callback and noise bound."""
-    noisy = "noise_sampler" in inspect.signature(function).parameters
-
-    def run(model: Any, x: Tensor, sigmas: Tensor, callback: Any, noise: NoiseSampler) -> Tensor:
-        bound = {**options, "noise_sampler": noise} if noisy else options
-        return function(
-            model, x, sigmas, extra_args=dict(extra_args), callback=callback, disable=disable, **bound
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, callback: Any, noise: NoiseSampler | None = None
+    ) -> Tensor:
+        """``noise``: in place of the function's own, where it takes any."""
+        own = noise is None or "noise_sampler" not in inspect.signature(self.function).parameters
+        options = self.options if own else {**self.options, "noise_sampler": noise}
+        return self.function(
+            model, x, sigmas, extra_args=self.extra_args, callback=callback, disable=self.disable, **options
         )
 
-    return run
+    @property
+    def silent(self) -> SamplerCall:
+        """The same without a progress bar, and with arguments of its own."""
+        return replace(self, extra_args=dict(self.extra_args), disable=True)
+
+    @property
+    def on_main_device(self) -> SamplerCall:
+        """The same without core's division of cond and uncond over several devices."""
+        options = self.extra_args["model_options"]
+        alone = {key: value for key, value in options.items() if key not in MULTIGPU}
+        return replace(self, extra_args={**self.extra_args, "model_options": alone})
 
 
-def trace_sampler(run: SamplerRun, model: Any, backend: Backend, sigmas: Tensor, ndim: int) -> Trace:
-    """The trace of a sampler that gets its predictions from ``backend``. Raises :class:`Untraceable`."""
+def stand_in(model: Any, backend: Backend, predict: Predict) -> StandIn:
+    """A model whose predictions [2, ...] reach the sampler as the backend's do."""
 
-    def stand_in(predict: Predict) -> StandIn:
-        def deliver(x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-            return backend.deliver(predict(x, sigma), x, float(sigma[0]), arguments)
+    def deliver(x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
+        return backend.deliver(predict(x, sigma), x, float(sigma[0]), arguments)
 
-        return StandIn(model, deliver)
+    return StandIn(model, deliver)
 
-    return trace(run, stand_in, sigmas, ndim)
+
+def model_sampling_of(model: Any, options: dict[str, Any]) -> Any:
+    """The model_sampling behind a sampler's model, or behind its replicas where another node wrapped it.
+
+    Raises :class:`Undraftable`.
+    """
+    base = getattr(getattr(model, "inner_model", None), "inner_model", None)
+    for clone in options.get(CLONES, {}).values():
+        base = base or getattr(clone, "model", None)
+    if (model_sampling := getattr(base, "model_sampling", None)) is None:
+        raise Undraftable("another node hides the model that it samples")
+    return model_sampling
+
+
+def parts_of(guider: Any, x: Tensor) -> tuple[int, ...]:
+    """Lengths of the parts that a latent x [B, 1, N] is packed from; () for a latent of one part."""
+    for conditions in getattr(guider, "conds", {}).values():
+        for condition in conditions:
+            shapes = condition.get("model_conds", {}).get("latent_shapes")
+            if shapes is not None:
+                parts = tuple(math.prod(shape[1:]) for shape in shapes.cond)
+                return parts if len(parts) > 1 and sum(parts) == x.shape[-1] else ()
+    return ()
 
 
 def _say_undrafted(why: str) -> None:

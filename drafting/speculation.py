@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from ..common.sampler_trace import Trace
 from ..kernels.carry import carry
 from .combination import Evaluation, newest_per_sigma
+from .errors import Undraftable
 from .noise import NoiseTape
 from .report import EvaluatedState, Report
 from .statistics import RoundStatistics
@@ -35,7 +37,23 @@ from .window import Drafting, Position, Window
 HISTORY = 4
 """Sigmas whose newest prediction is kept: drafts extrapolate from them."""
 
-State = tuple[Tensor, float]
+
+@dataclass(frozen=True)
+class State:
+    """Where a prediction is wanted: x [B, ...] at sigma. given: the sampler's own sigma [B]; drafts have
+    none.
+    """
+
+    x: Tensor
+    sigma: float
+    given: Tensor | None = None
+
+    @property
+    def sigmas(self) -> Tensor:
+        """[B]."""
+        return self.x.new_full([self.x.shape[0]], self.sigma) if self.given is None else self.given
+
+
 Deliver = Callable[[Tensor, Tensor, float, dict[str, Any]], Tensor]
 """(prediction, x, sigma, the model call's arguments) -> what the sampler gets."""
 
@@ -48,8 +66,8 @@ class Evaluate(Protocol):
         """States the next round may hold."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
-        """Predictions [P, ...] at states (x, sigma), in parallel; P is 1, or 2 where the sampler needs
-        uncond.
+        """Predictions [P, ...] at the states, or at the first few of them, in parallel; P is 1, or 2 where
+        the sampler needs uncond.
         """
 
 
@@ -65,10 +83,11 @@ class SpeculativeModel:
         deliver: Deliver,
         noises: NoiseTape,
         drafting: Drafting,
+        shape: torch.Size,
     ) -> None:
         self.trace, self.calls, self.evaluate, self.noises = trace, trace.calls, evaluate, noises
         self._model, self._deliver, self._how = model, deliver, drafting
-        self._made = 0
+        self._made, self._shape = 0, shape
         self._known: dict[int, Evaluation] = {}
         self._window: dict[int, Evaluation] = {}
         self._dropped: dict[int, Evaluation] = {}
@@ -87,7 +106,10 @@ class SpeculativeModel:
         used, self._used = self._used, []
         norms = torch.stack([norm for _, norm, _, _ in used]).tolist() if used else []
         for (n, _, unit, statistics), norm in zip(used, norms, strict=True):
-            self._report.settle(n, statistics.lipschitz(n) * norm / unit, True)
+            deviation = statistics.lipschitz(n) * norm / unit
+            if len(self._how.parts) > 1 and self._how.policy.verifies:
+                deviation = max(deviation, statistics.deviation(n))
+            self._report.settle(n, deviation, True)
         return self._report
 
     def __getattr__(self, name: str) -> Any:
@@ -96,9 +118,11 @@ class SpeculativeModel:
     def __call__(self, x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
         n = self._made
         self._made += 1
+        if n == len(self.calls) or x.shape != self._shape:
+            raise Undraftable("it steps otherwise than in its dry run")
         prediction = self._from_window(n, x)
         if prediction is None:
-            prediction = self._open_window(n, x, arguments)
+            prediction = self._open_window(n, x, sigma, arguments)
         self._known[n] = Evaluation(x, self.calls[n].sigma, prediction)
         self._forget(n)
         return self._deliver(prediction, x, self.calls[n].sigma, arguments)
@@ -118,16 +142,21 @@ class SpeculativeModel:
         self._used.append((n, norm, unit, statistics))
         return prediction
 
-    def _open_window(self, n: int, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def _open_window(self, n: int, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> Tensor:
         width = self._how.policy.width(len(self._report.rounds), len(self.calls) - n)
         position = Position(n, x, self._known, self._dropped)
         window = Window(self._how, self.trace, self.noises, position)
         drafts = window.drafts(min(width, self.evaluate.capacity) - 1, self._statistics)
-        states = [(state, self.calls[m].sigma) for m, state in enumerate([x, *drafts], n)]
+        states = [State(x, self.calls[n].sigma, sigma)]
+        states += [State(draft, self.calls[m].sigma) for m, draft in enumerate(drafts, n + 1)]
         predictions = self.evaluate(states, arguments)
-        self._report.rounds.append([EvaluatedState(n + i) for i in range(len(states))])
+        self._report.rounds.append([EvaluatedState(n + i) for i in range(len(predictions))])
         self._statistics = window.statistics(self._statistics, predictions)
-        self._window = {n + i: Evaluation(*states[i], predictions[i]) for i in range(1, len(states))}
+        self._window = {
+            n + i: Evaluation(state.x, state.sigma, prediction)
+            for i, (state, prediction) in enumerate(zip(states, predictions, strict=False))
+            if i > 0
+        }
         self._dropped = {}
         return predictions[0]
 

@@ -44,8 +44,8 @@ class RoundStatistics:
     """Of the predictor: the one that would have predicted best."""
     lipschitz_elsewhere: Callable[[], float] = lambda: 1.0
     """Along directions of which a round tells nothing."""
-    numel: int = 0
-    """Of a latent."""
+    numels: tuple[int, ...] = (0,)
+    """Of a latent, and of each of its parts where it has several."""
     gram: Gram = field(default_factory=lambda: Gram(list))
     errors: dict[int, Prediction] = field(default_factory=dict)
     """By call, from where the sampler stood: its prediction less what was predicted of it. Only where drafts
@@ -56,9 +56,15 @@ class RoundStatistics:
 
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
-        know without an evaluation at x: Lipschitz constant times distance.
+        know without an evaluation at x: Lipschitz constant times distance. Of a latent of several parts the
+        part that may be off furthest.
         """
-        return self.lipschitz(m) * self.distance(m)
+        return max(self.lipschitz(m, part) * self.distance(m, part) for part in self.parts)
+
+    @property
+    def parts(self) -> Sequence[int]:
+        """0 for a latent of one part, else 1, 2, ..."""
+        return range(1, len(self.numels)) if len(self.numels) > 1 else (0,)
 
     def dD_dx(self, m: int) -> float:
         """By which the prediction of the m-th call is carried.
@@ -71,29 +77,30 @@ class RoundStatistics:
             return held
         return self._secant(m) if near == m else held * self._share(near)
 
-    def distance(self, m: int) -> float:
+    def distance(self, m: int, part: int = 0) -> float:
         """RMS(x - x~) / s of the m-th call."""
         offset = self._offsets[m]
-        rms = math.sqrt(max(self.gram(offset, offset), 0.0) / self.numel)
+        square = max(self.gram.of_part(part)(offset, offset), 0.0)
+        rms = math.sqrt(square / self.numels[part])
         return rms / self.space.scale(self.calls[m].sigma)
 
-    def lipschitz(self, m: int) -> float:
+    def lipschitz(self, m: int, part: int = 0) -> float:
         """How much further than its state from the sampler's, relative to data, the prediction carried from a
         draft may be off.
 
         In the direction of its pair as far as the secant missed; across it as far as the last dropped draft
         was off.
         """
-        near = self._nearest_pair(m)
+        near, gram = self._nearest_pair(m), self.gram.of_part(part)
         if near is None:
             return self.lipschitz_elsewhere()
         pair, sigma = self.pairs[near], self.calls[near].sigma
         if near != m:
-            missed = secant_error(self.gram, pair, self._share(near) * self._held(near), self.space, sigma)
+            missed = secant_error(gram, pair, self._share(near) * self._held(near), self.space, sigma)
             return max(SECANT_SAFETY * missed, MIN_LIPSCHITZ)
-        offset, missed = self._offsets[m], secant_error(self.gram, pair, self._secant(m), self.space, sigma)
-        squares = self.gram(pair.x, pair.x) * self.gram(offset, offset)
-        cos2 = min(self.gram(pair.x, offset) ** 2 / squares, 1.0) if squares > 0 else 1.0
+        offset, missed = self._offsets[m], secant_error(gram, pair, self._secant(m), self.space, sigma)
+        squares = gram(pair.x, pair.x) * gram(offset, offset)
+        cos2 = min(gram(pair.x, offset) ** 2 / squares, 1.0) if squares > 0 else 1.0
         across = self.lipschitz_elsewhere()
         return max(math.sqrt(cos2 * missed**2 + (1 - cos2) * across**2), MIN_LIPSCHITZ)
 
@@ -132,5 +139,8 @@ class RoundStatistics:
 def secant_error(gram: Gram, pair: Pair, dD_dx: float, space: Space, sigma: float) -> float:
     """RMS(D - D~ - dD/dx (x - x~)) over RMS(x - x~), relative to data: times s / sigma_d."""
     missed = tuple(part - pair.x * dD_dx for part in pair.D)
-    square = max(gram.inner(missed, missed), 0.0) / (len(missed) * gram(pair.x, pair.x))
+    size = gram(pair.x, pair.x)
+    if size == 0:
+        return 0.0 if gram.inner(missed, missed) <= 0 else math.inf
+    square = max(gram.inner(missed, missed), 0.0) / (len(missed) * size)
     return math.sqrt(square) * space.scale(sigma) / space.sigma_data

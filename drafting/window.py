@@ -34,11 +34,15 @@ from .statistics import Pair, RoundStatistics, secant_error
 
 @dataclass(frozen=True)
 class Drafting:
-    """How to draft: when and how wide, from what, and the space it is done in."""
+    """How to draft: when and how wide, from what, and the space it is done in.
+
+    parts: lengths of the parts that a latent [B, 1, sum(parts)] is packed from; () for a latent of one part.
+    """
 
     policy: Policy
     drafts: Drafts
     space: Space
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ class Window:
 
     def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
         self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
-        self._numel = position.x.numel()
-        self._span = span = Span()
+        rows, whole = position.x.shape[0], position.x.numel()
+        self._numels = (whole, *(rows * length for length in how.parts)) if len(how.parts) > 1 else (whole,)
+        self._span = span = Span(how.parts)
         self._known = {i: span.evaluation(each) for i, each in position.known.items()}
         self._dropped = {m: span.evaluation(each) for m, each in position.dropped.items()}
         self._history = newest_per_sigma([*self._known.values(), *self._dropped.values()], trace.rising)
@@ -92,7 +97,7 @@ class Window:
         space, n, calls, drafts = self._how.space, self._n, self._calls, self._how.drafts
         seen = {
             m: SpanEvaluation(x, calls[m].sigma, tuple(map(self._span.vector, prediction)))
-            for m, (x, prediction) in enumerate(zip(self._x, predictions, strict=True), n)
+            for m, (x, prediction) in enumerate(zip(self._x, predictions, strict=False), n)
         }
         rows: list[Combination] = []
 
@@ -114,7 +119,7 @@ class Window:
             if m in seen
         }
         predicted = self._predicted if self._how.policy.verifies else {}
-        errors = {m: row(difference(seen[m].prediction, each)) for m, each in predicted.items()}
+        errors = {m: row(difference(seen[m].prediction, each)) for m, each in predicted.items() if m in seen}
         gram, parameter, elsewhere = self._span.gram(rows), before.parameter, before.lipschitz_elsewhere
         if drafted:
             parameter = partial(drafts.predictor.fit, residuals, gram)
@@ -122,7 +127,7 @@ class Window:
             held = space.dD_dx(drafts.carry, calls[n].sigma)
             elsewhere = partial(secant_error, gram, pairs[n], held, space, calls[n].sigma)
         return RoundStatistics(
-            space, drafts.carry, calls, parameter, elsewhere, self._numel, gram, errors, pairs
+            space, drafts.carry, calls, parameter, elsewhere, self._numels, gram, errors, pairs
         )
 
     def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:

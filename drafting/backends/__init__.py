@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Undraftable
+from ..errors import MainDeviceOnly, Undraftable
+from ..speculation import State
 from .base import Backend, Request
 from .batch import Batch
 from .replicas import Replicas
@@ -21,12 +22,13 @@ BACKENDS: tuple[type[Backend], ...] = (Replicas, Batch)
 
 
 def choose_backend(request: Request) -> Backend:
-    """The first that accepts what is in the graph. Raises :class:`Undraftable` with why the last does not."""
-    refusal = ""
+    """The first that accepts what is in the graph. Raises :class:`Undraftable` where none does."""
+    refusals: list[Undraftable] = []
     for kind in BACKENDS:
-        if (refusal := kind.refusal(request)) == "":
+        if (refusal := kind.refusal(request)) is None:
             return kind.make(request)
-    raise Undraftable(refusal)
+        refusals.append(refusal)
+    raise next((each for each in refusals if isinstance(each, MainDeviceOnly)), refusals[-1])
 
 
 def predict_rows(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
@@ -40,5 +42,6 @@ def predict_rows(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any
         return model(x, sigma, **extra_args)
     if backend.places < 2:
         return model(x, sigma, **extra_args)
-    parts = backend.evaluate([(part, float(sigma[0])) for part in x.chunk(backend.places)], extra_args)
+    states = [State(part, float(sigma[0])) for part in x.chunk(backend.places)]
+    parts = backend.evaluate(states, extra_args)
     return torch.cat([part[0] for part in parts])

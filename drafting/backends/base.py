@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,19 +15,20 @@ import torch
 from torch import Tensor
 
 from ..devices import DEVICES
+from ..errors import MainDeviceOnly, Undraftable
 from ..speculation import State
+from ..verdicts import Verdict, Verdicts
+from .graph import MULTIGPU, POST_CFG, identity, watch
 
-POST_CFG = "sampler_post_cfg_function"
-CLONES, THREAD_POOL = "multigpu_clones", "multigpu_thread_pool"
-"""Core's keys in ``model_options`` for replicas, by device, and for its threads."""
+log = logging.getLogger("dizzydiff")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated: the model of a sampler (core's KSamplerX0Inpaint), and the options it is
-    called with.
+    """What is to be evaluated: the model of a sampler, and the options and conditioning it is called with.
 
-    width: states a round, or 0: what Draft Devices says, or else what the backend thinks best.
+    model: core's KSamplerX0Inpaint, or what another node wrapped around it. width: states a round, or 0: what
+    Draft Devices says, or else what the backend thinks best.
     """
 
     model: Any
@@ -44,25 +46,41 @@ class Request:
         return self.width or self.wish.get("width", 0)
 
     @property
+    def guider(self) -> Any:
+        """None where another node wrapped the model so that it cannot be seen."""
+        return getattr(self.model, "inner_model", None)
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return self.wish.get("verdicts") or Verdicts()
+
+    @property
     def post_cfg_hooks(self) -> int:
         """Of the graph. A ``*_cfg_pp`` sampler adds one of its own."""
         return len(self.options.get(POST_CFG, []))
 
 
 class Backend:
-    """Predictions of a sampler's model (masks, then the guider) at several states, one after the other."""
+    """Predictions of a sampler's model (masks, then the guider) at several states, one after the other.
+
+    Whatever is in the graph is watched while it is evaluated: what keeps something from one model call to the
+    next is sampled in the sampler's own order, one state a call.
+    """
 
     places = 1
     """Devices that evaluate at the same time."""
 
     def __init__(self, request: Request, width: int) -> None:
-        self.model, self.width, self._graph_hooks = request.model, width, request.post_cfg_hooks
+        self.request, self.model, self.width = request, request.model, width
+        self._graph_hooks = request.post_cfg_hooks
+        self._watch = watch(request.model, request.options)
+        self._rounds = 0
+        self._drafted = False
+        self._last: tuple[State, Tensor] | None = None
 
     @classmethod
-    def refusal(cls, request: Request) -> str:
-        """Why this backend cannot evaluate what is asked for, in a sentence without its end; "" where it
-        can.
-        """
+    def refusal(cls, request: Request) -> Undraftable | None:
+        """Why this backend cannot evaluate what is asked for; None where it can."""
         raise NotImplementedError
 
     @classmethod
@@ -71,42 +89,62 @@ class Backend:
 
     @property
     def capacity(self) -> int:
-        """States the next round may hold."""
-        return self.width
+        """States the next round may hold. One while the graph is still settling into the picture."""
+        return 1 if self._watch.settling and not self._drafted else self.width
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
+        """Predictions at the states, or at the first few of them.
+
+        Raises :class:`Undraftable` where drafts turn out to change the picture; it is to be sampled anew.
+        """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        return self.evaluate(states, arguments)
+        if self._rounds == 0:
+            self._consult(states[0].x)
+        if len(states) > 1 and not self._drafted:
+            self._drafted = True
+            self.check(arguments)
+            states = states[: self.width]
+        predictions = self.evaluate(states, arguments)
+        self._rounds += 1
+        self._look()
+        if not self._drafted:
+            self._last = states[0], predictions[0]
+        return predictions
 
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
-        return [
-            self.predict(self.model, x, x.new_full([x.shape[0]], sigma), arguments) for x, sigma in states
-        ]
+        return [self.predict(self.model, state.x, state.sigmas, arguments) for state in states]
+
+    def check(self, arguments: dict[str, Any]) -> None:
+        """Whether the graph answers here as it does alone. Called before the first draft is evaluated."""
 
     def predict(
-        self, model: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any], **options: Any
+        self, model: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any], **replaced: Any
     ) -> Tensor:
-        """The guider's prediction [P, ...]; ``options`` replace model options.
+        """The guider's prediction [P, ...]; ``replaced``: model options.
 
         A ``*_cfg_pp`` sampler reads uncond through a post-cfg hook of its own. Where it added one (P = 2),
         the hook is left out here, uncond is kept beside the prediction, and :meth:`deliver` calls the hook
         when the sampler gets its prediction.
         """
-        model_options = comfy.model_patcher.create_model_options_clone(arguments["model_options"])
-        for key in (CLONES, THREAD_POOL):
-            model_options.pop(key, None)
-        model_options.update(options)
-        if len(model_options.get(POST_CFG, [])) == self._graph_hooks:
-            return model(x, sigma, **{**arguments, "model_options": model_options})[None]
+        given = arguments["model_options"]
+        options = comfy.model_patcher.create_model_options_clone(given) if replaced else dict(given)
+        for key in MULTIGPU:
+            options.pop(key, None)
+        options.update(replaced)
         uncond: list[Tensor] = []
 
         def keep(report: dict[str, Any]) -> Tensor:
             uncond.append(report["uncond_denoised"])
             return report["denoised"]
 
-        model_options[POST_CFG] = [*model_options[POST_CFG][: self._graph_hooks], keep]
-        denoised = model(x, sigma, **{**arguments, "model_options": model_options})
-        return torch.stack([denoised, uncond[-1]])
+        if own_hook := len(options.get(POST_CFG, [])) > self._graph_hooks:
+            options[POST_CFG] = [*options[POST_CFG][: self._graph_hooks], keep]
+        before = dict(options)
+        denoised = model(x, sigma, **{**arguments, "model_options": options})
+        if not replaced:
+            # What a patch keeps in the options, it finds there at the next call.
+            given.update({key: value for key, value in options.items() if before.get(key) is not value})
+        return torch.stack([denoised, uncond[-1]]) if own_hook else denoised[None]
 
     def deliver(self, prediction: Tensor, x: Tensor, sigma: float, arguments: dict[str, Any]) -> Tensor:
         """What the sampler gets: the denoised prediction, after its own post-cfg hooks have seen uncond."""
@@ -114,3 +152,38 @@ class Backend:
         for hook in arguments.get("model_options", {}).get(POST_CFG, [])[self._graph_hooks :]:
             denoised = hook({"denoised": denoised, "uncond_denoised": prediction[-1], "input": x})
         return denoised
+
+    def _consult(self, x: Tensor) -> None:
+        """Refuse what was refused before, before anything is evaluated."""
+        self._key, self._subject = identity(type(self), self.model, self.request.options, x)
+        self._verdict = self.request.verdicts.get(self._key)
+        if self._verdict is not None and self._verdict.refusal is not None:
+            raise self._verdict.refusal
+
+    @property
+    def checked(self) -> bool:
+        """Whether this graph passed before, with this latent."""
+        return self._verdict is not None
+
+    def passed(self) -> None:
+        self.request.verdicts.add(self._key, Verdict(), self._subject)
+
+    def refuse(self, reason: str, kind: type[Undraftable] = Undraftable) -> Undraftable:
+        """The reason, kept for the pictures to come."""
+        refusal = kind(reason)
+        self.request.verdicts.add(self._key, Verdict(refusal), self._subject)
+        return refusal
+
+    def _look(self) -> None:
+        """Stand aside for whoever keeps something from one model call to the next."""
+        keeper = self._watch.look()
+        if keeper is None:
+            return
+        reason = f"{keeper} remembers earlier model calls, which must come one by one and in order"
+        if self._drafted:
+            self._watch.restore()
+            raise self.refuse(reason, MainDeviceOnly)
+        # So far the model was called as without drafts: it can go on from here.
+        self.refuse(reason, MainDeviceOnly)
+        self.width = 1
+        log.warning("DizzyDiff: this picture is sampled without drafts: %s.", reason)

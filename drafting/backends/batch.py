@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import statistics
 from typing import Any
 
 import comfy.model_management
@@ -12,102 +12,134 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...common.memory import is_out_of_memory
+from ..errors import Undraftable
 from ..speculation import State
-from .base import POST_CFG, Backend, Request
+from .base import Backend, Request
+from .compare import compute_dtype, disagreement, rtol
+from .graph import foreign
 
 log = logging.getLogger("dizzydiff")
 
 DEFAULT_WIDTH = 4
+CHECKS = 3
+"""Rounds of a picture in which a row is evaluated alone as well: the first, and others spread over the
+run.
+"""
 MAX_COST = 0.8
-"""A batch of k must cost less than this part of k model calls to be kept."""
-UNBATCHABLE = (
-    "sampler_cfg_function",
-    "sampler_pre_cfg_function",
-    POST_CFG,
-    "sampler_calc_cond_batch_function",
-    "model_function_wrapper",
-    "context_handler",
-)
-"""Options that may look at one sigma for a whole batch."""
+"""A batch of k that costs more than this part of k model calls is said not to pay."""
 
 
 class Batch(Backend):
-    """All states of a round as one batch with a sigma a row, on the model's own device."""
+    """All states of a round as one batch with a sigma a row.
 
-    def __init__(self, request: Request, width: int, must_pay: bool, clock: Callable[[], float]) -> None:
+    Only where Draft Devices says so, and only of core's own: much in a graph looks at one noise level for a
+    whole batch, at the number of rows, or at all rows together. Whether the network itself does is found out
+    from it: in some rounds the last state is evaluated alone as well.
+    """
+
+    def __init__(self, request: Request, width: int) -> None:
         super().__init__(request, width)
-        self._must_pay, self._clock = must_pay, clock
+        self._clock = request.clock
+        self._steps_left = CHECKS
+        self._next_check = 0.0
         self._alone: list[float] = []
+        self._together: list[float] = []
 
     @classmethod
-    def refusal(cls, request: Request) -> str:
-        readers = [key for key in UNBATCHABLE if request.options.get(key)]
-        conditions = request.model.inner_model.conds.values()
-        if any("hooks" in condition for group in conditions for condition in group):
-            readers.append("hooks")
-        if not readers:
-            return ""
-        return f"there is one device, and {', '.join(readers)} may not understand a batch of several sigmas"
+    def refusal(cls, request: Request) -> Undraftable | None:
+        if not request.wish.get("batch", False):
+            return Undraftable(
+                "there is one device, which evaluates one state at a time (Draft Devices can name "
+                "several, or a batch)"
+            )
+        if (who := foreign(request.model, request.options)) is not None:
+            return Undraftable(f"{who} may look at one noise level for a whole batch")
+        return None
 
     @classmethod
     def make(cls, request: Request) -> Batch:
-        wanted = request.wish.get("batch", False)
-        return cls(request, request.states_a_round or DEFAULT_WIDTH, not wanted, request.clock)
-
-    @property
-    def capacity(self) -> int:
-        return 1 if self._must_pay and len(self._alone) < 2 else self.width
+        return cls(request, request.states_a_round or DEFAULT_WIDTH)
 
     def __str__(self) -> str:
         return f"batches of up to {self.width}"
 
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
+        if len(states) == 1:
+            return super().evaluate(states, arguments)
         started = self._clock()
         try:
             predictions = self._batched(states, arguments)
-            if self._must_pay:
-                float(predictions[-1].flatten()[0])  # waits for the device
-        except torch.OutOfMemoryError:
-            if len(states) == 1:
-                raise
-            self.width = max(1, len(states) // 2)
-            log.warning(
-                "DizzyDiff: a batch of %d states does not fit into memory; going on with %d.",
-                len(states),
-                self.width,
-            )
-            comfy.model_management.soft_empty_cache()
-            return super().evaluate(states, arguments)
-        if self._must_pay:
-            self._judge(len(states), self._clock() - started)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return self._narrower(states, arguments)
+            raise self.refuse(
+                f"this model cannot evaluate several noise levels in a batch ({type(error).__name__}: "
+                f"{error})"
+            ) from error
+        if self._due(states):
+            _wait_for(predictions[-1])
+            self._together.append((self._clock() - started) / len(states))
+            self._compare(states[-1], predictions[-1], arguments)
         return predictions
 
-    def _judge(self, width: int, seconds: float) -> None:
-        """Give up drafting when a batch costs nearly as much as its states apart; the first call of a run
-        warms up.
+    def _due(self, states: list[State]) -> bool:
+        """Whether this round is checked: the first with drafts, and those that cross a third of the
+        noise levels.
         """
-        if width == 1:
-            self._alone.append(seconds)
-            return
-        self._must_pay = False
-        cost = seconds / (width * self._alone[-1])
-        if cost > MAX_COST:
-            self.width = 1
-            log.info(
-                "DizzyDiff: a batch of %d costs %.0f %% of %d calls here, so this image is sampled without "
-                "drafts.",
-                width,
-                100 * cost,
-                width,
+        if self.checked or not self._steps_left:
+            return False
+        sigmas = self.request.model.sigmas
+        done = float((sigmas > states[0].sigma).sum()) / max(1, len(sigmas) - 1)
+        if done < self._next_check:
+            return False
+        self._next_check = done + (1 - done) / self._steps_left
+        self._steps_left -= 1
+        return True
+
+    def _compare(self, state: State, prediction: Tensor, arguments: dict[str, Any]) -> None:
+        """Raises Undraftable unless a row of the batch is what the state gets alone."""
+        started = self._clock()
+        (alone,) = super().evaluate([state], arguments)
+        _wait_for(alone)
+        self._alone.append(self._clock() - started)
+        off = disagreement(prediction, alone)
+        if not off <= rtol(compute_dtype(self.request.guider)):
+            raise self.refuse(
+                f"this model predicts otherwise in a batch of several noise levels than alone, by {off:.1e} "
+                f"of a "
+                "prediction"
             )
+        if not self._steps_left:
+            self.passed()
+            self._tell_cost()
+
+    def _tell_cost(self) -> None:
+        cost = statistics.median(self._together) / max(statistics.median(self._alone), 1e-9)
+        if cost > MAX_COST:
+            log.info(
+                "DizzyDiff: a state of a batch takes %.0f %% of the time of a state alone here: drafts in "
+                "batches gain little or nothing on this device.",
+                100 * cost,
+            )
+
+    def _narrower(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
+        self.width = max(1, len(states) // 2)
+        log.warning(
+            "DizzyDiff: a batch of %d states does not fit into memory; going on with %d.",
+            len(states),
+            self.width,
+        )
+        comfy.model_management.soft_empty_cache()
+        return super().evaluate(states[:1], arguments)
 
     def _batched(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         """States that see the same conditioning go together: its time ranges are decided by one sigma a
         batch.
         """
         groups: dict[tuple, list[int]] = {}
-        for i, (_, sigma) in enumerate(states):
-            groups.setdefault(self._active(sigma), []).append(i)
+        for i, state in enumerate(states):
+            groups.setdefault(self._active(torch.tensor(state.sigma, dtype=state.x.dtype)), []).append(i)
         predictions: dict[int, Tensor] = {}
         for rows in groups.values():
             together = self._group([states[i] for i in rows], arguments)
@@ -115,14 +147,14 @@ class Batch(Backend):
         return [predictions[i] for i in range(len(states))]
 
     def _group(self, states: list[State], arguments: dict[str, Any]) -> Tensor:
-        k, rows = len(states), states[0][0].shape[0]
-        x = torch.cat([x for x, _ in states])
-        sigma = torch.tensor([sigma for _, sigma in states], dtype=x.dtype).repeat_interleave(rows)
-        sigma = sigma.to(x.device, non_blocking=True)
+        k, rows = len(states), states[0].x.shape[0]
         if k == 1:
-            return self.predict(self.model, x, sigma, arguments)
+            return super().evaluate(states, arguments)[0]
+        x = torch.cat([state.x for state in states])
+        sigma = torch.tensor([state.sigma for state in states], dtype=x.dtype).repeat_interleave(rows)
+        sigma = sigma.to(x.device, non_blocking=True)
         model = comfy.samplers.KSamplerX0Inpaint(self.model.inner_model, self.model.sigmas)
-        mask, options = arguments.get("denoise_mask"), {}
+        mask, replaced = arguments.get("denoise_mask"), {}
         if mask is not None:
             model.noise = repeat_rows(self.model.noise, rows, k)
             model.latent_image = repeat_rows(self.model.latent_image, rows, k)
@@ -131,16 +163,19 @@ class Batch(Backend):
                 mask = repeat_rows(mask, rows, k)
             else:
                 extra = {"model": self.model.inner_model, "sigmas": self.model.sigmas}
-                masks = [mask_function(x.new_full([rows], s), mask, extra_options=extra) for x, s in states]
+                masks = [mask_function(state.sigmas, mask, extra_options=extra) for state in states]
                 mask = torch.cat([repeat_rows(each, rows, 1) for each in masks])
-                options["denoise_mask_function"] = lambda sigma, mask, extra_options: mask
-        return self.predict(model, x, sigma, {**arguments, "denoise_mask": mask}, **options)
+                replaced["denoise_mask_function"] = lambda sigma, mask, extra_options: mask
+        return self.predict(model, x, sigma, {**arguments, "denoise_mask": mask}, **replaced)
 
-    def _active(self, sigma: float) -> tuple:
-        """Which conditions, and which of their ControlNets, take part at sigma."""
+    def _active(self, sigma: Tensor) -> tuple[bool, ...]:
+        """Which conditions, and which of their ControlNets, take part at sigma, compared as core compares: a
+        tensor in the latent's precision with the numbers of a range.
+        """
 
         def within(start: float | None, end: float | None) -> bool:
-            return (start is None or sigma <= start) and (end is None or sigma >= end)
+            above, below = start is not None and sigma > start, end is not None and sigma < end
+            return not (above or below)
 
         seen = []
         for conditions in self.model.inner_model.conds.values():
@@ -150,7 +185,12 @@ class Batch(Backend):
                 while control is not None:
                     seen.append(within(*(control.timestep_range or (None, None))))
                     control = control.previous_controlnet
-        return tuple(seen)
+        return tuple(bool(each) for each in seen)
+
+
+def _wait_for(tensor: Tensor) -> None:
+    """Until the device has made it."""
+    float(tensor.flatten()[0])
 
 
 def repeat_rows(tensor: Tensor, rows: int, k: int) -> Tensor:

@@ -44,7 +44,7 @@ class Here:
         self.model, self.capacity = model, capacity
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
-        return [self.model(x, x.new_full([x.shape[0]], sigma))[None] for x, sigma in states]
+        return [self.model(state.x, state.sigmas)[None] for state in states]
 
 
 def euler(model: Model, x: Tensor, sigmas: Tensor, callback: Any, noise: NoiseSampler) -> Tensor:
@@ -156,6 +156,7 @@ def drafted(
         deliver=lambda p, x, s, a: p[0],
         noises=noises,
         drafting=how,
+        shape=x.shape,
     )
     return sampler(speculative, x, sigmas, None, noises.reader()), speculative
 

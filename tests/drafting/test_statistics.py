@@ -81,7 +81,7 @@ def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the
         calls,
         lambda: 1,
         lambda: last,
-        3,
+        (3,),
         gram,
         {0: (Combination({2: 1.0}),)},
         {1: Pair(Combination({0: 1.0}), (Combination({1: 1.0}),))},

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is in the graph around a sampler's model, found by looking: who patched it, what that holds,
+which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.multigpu
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..devices import DEVICES
+from ..object_state import ObjectState
+from ..verdicts import Verdicts
+
+POST_CFG = "sampler_post_cfg_function"
+CLONES, THREAD_POOL = "multigpu_clones", "multigpu_thread_pool"
+MULTIGPU = (CLONES, THREAD_POOL)
+"""Core's keys in ``model_options`` for replicas, by device, and for its threads."""
+NOT_PATCHES = (*MULTIGPU, "multigpu_options", DEVICES, "denoise_mask_function", "sample_sigmas")
+CLOSED = (
+    comfy.model_patcher.ModelPatcher,
+    comfy.model_base.BaseModel,
+    comfy.multigpu.MultiGPUThreadPool,
+    Verdicts,
+)
+OURS = __package__.rpartition(".drafting")[0]
+"""The pack's own patches answer each row by itself, and keep nothing."""
+
+
+class Watch:
+    """Looks, after every round, whether anything in the graph keeps something from call to call."""
+
+    def __init__(self, roots: list[Any], conds: Any, network: torch.nn.Module | None) -> None:
+        self._roots, self._conds, self._network = roots, conds, network
+        self._first = self._newest = self._state()
+        self._attributes = _attributes(network)
+        self.settling = False
+        """Something was filled for the first time in the last round: it is seen once more before it is
+        trusted.
+        """
+
+    def look(self) -> str | None:
+        """Who kept something since the last look. None: nobody."""
+        now = self._state()
+        change = self._newest.change(now)
+        attributes = _attributes(self._network)
+        written = self._attributes.keys() == attributes.keys() and self._attributes != attributes
+        self.settling = change.filled is not None or self._attributes.keys() != attributes.keys()
+        self._newest, self._attributes = now, attributes
+        return change.kept or ("a patch that writes into the network" if written else None)
+
+    def restore(self) -> None:
+        """Everything as it was before the first call."""
+        self._first.restore()
+
+    def _state(self) -> ObjectState:
+        return ObjectState(self._roots, constant=[self._conds], closed=CLOSED)
+
+
+def watch(model: Any, options: dict[str, Any]) -> Watch:
+    """Of what is reachable from the guider, its conditioning and the options. ``model``: the sampler's."""
+    guider = getattr(model, "inner_model", None)
+    roots = [options, model if guider is None else guider]
+    network = getattr(getattr(guider, "inner_model", None), "diffusion_model", None)
+    return Watch(roots, getattr(guider, "conds", None), network)
+
+
+def _attributes(network: torch.nn.Module | None) -> dict[tuple[str, str], Hashable]:
+    """Plain public attributes of a network's own object, where patches keep what they keep."""
+    if not isinstance(network, torch.nn.Module):
+        return {}
+    return {
+        (type(network).__name__, name): id(value) if isinstance(value, Tensor) else repr(value)
+        for name, value in vars(network).items()
+        if not name.startswith("_") and isinstance(value, (int, float, str, bool, type(None), Tensor))
+    }
+
+
+def attached(options: Any, depth: int = 8) -> Iterator[Any]:
+    """Callables and objects that others put into the options, however nested; not the pack's own."""
+    if isinstance(options, dict):
+        for key, value in options.items():
+            if key not in NOT_PATCHES:
+                yield from attached(value, depth - 1)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            yield from attached(value, depth - 1)
+    elif depth >= 0 and _is_patch(options) and not _module(options).startswith(OURS):
+        yield options
+
+
+def _is_patch(value: Any) -> bool:
+    return (callable(value) or hasattr(value, "__dict__")) and not isinstance(value, Tensor)
+
+
+def _module(value: Any) -> str:
+    return getattr(value, "__module__", None) or type(value).__module__
+
+
+def name_of(value: Any) -> str:
+    """What a user may know a patch by."""
+    own = getattr(value, "__qualname__", None) or type(value).__qualname__
+    return f"{own.partition('.<locals>')[0]} ({_module(value)})"
+
+
+def foreign(model: Any, options: dict[str, Any]) -> str | None:
+    """Somebody's patch, hook or guider that need not treat the rows of a batch alike. None: only core's
+    own.
+    """
+    patch = next(attached(options), None)
+    if patch is not None:
+        return name_of(patch)
+    guider, plain = getattr(model, "inner_model", None), comfy.samplers.CFGGuider
+    if not isinstance(model, comfy.samplers.KSamplerX0Inpaint) or guider is None:
+        return name_of(model)
+    methods = () if _module(guider).startswith(OURS) else ("__call__", "outer_predict_noise", "predict_noise")
+    if any(getattr(type(guider), method, None) is not getattr(plain, method) for method in methods):
+        return name_of(type(guider))
+    if any("hooks" in condition for group in guider.conds.values() for condition in group):
+        return "a hook in the conditioning"
+    return None
+
+
+def holder_of_network(options: dict[str, Any], guider: Any) -> str | None:
+    """Who refers to the network of the main device, which a replica does not run."""
+    network = getattr(getattr(guider, "inner_model", None), "diffusion_model", None)
+    if not isinstance(network, torch.nn.Module):
+        return None
+    patches = list(attached(options))
+    return ObjectState(patches, closed=CLOSED).owner_of(network.modules()) if patches else None
+
+
+def identity(backend: type, model: Any, options: dict[str, Any], x: Tensor) -> tuple[Hashable, object]:
+    """What a verdict is about, and the objects it names, which must live as long as it does."""
+    guider = getattr(model, "inner_model", None)
+    patches = list(attached(options))
+    conditions = getattr(guider, "conds", {})
+    key = (
+        backend.__name__,
+        type(guider),
+        type(model),
+        getattr(guider, "cfg", None) == 1.0,
+        tuple(x.shape),
+        x.dtype,
+        getattr(getattr(guider, "model_patcher", None), "patches_uuid", None),
+        # An object that is copied for every picture is known by its class.
+        tuple(id(patch) if callable(patch) else type(patch) for patch in patches),
+        repr([sorted(map(str, condition)) for group in conditions.values() for condition in group]),
+    )
+    return key, patches

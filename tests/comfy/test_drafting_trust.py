@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Never another picture: what other people's patches, guiders, models and samplers do to drafts.
+
+Each test stands for a kind. Where predictions are a function of (x, sigma, conditioning), they are drafted;
+where they are not, the picture is the plain sampler's and the log says who is in the way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.k_diffusion.sampling as k_diffusion
+import comfy.model_management
+import comfy.samplers
+import node_helpers
+import pytest
+import torch
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+from comfy_extras.nodes_custom_sampler import CFGOverride, SamplerCustom
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from torch import Tensor
+
+from dizzydiff.drafting.devices import spread
+from dizzydiff.drafting.report import Report
+from dizzydiff.drafting.sampler import DraftRefine, Settings
+from dizzydiff.students.loader import Source, load_unet
+from dizzydiff.students.pipeline import load_clip
+
+TINY = Path(__file__).parents[2] / "tiny"
+STEPS, TOLERANCE = 12, 0.01
+TWO, BATCH = "cpu, cpu:1", "batch"
+Prompts = tuple[list, list]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_a_device() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    return load_clip(TINY, [])
+
+
+@pytest.fixture(scope="module")
+def prompts(clip: Any) -> Prompts:
+    positive, negative = (encoded(clip, text) for text in ("a large red circle on white", ""))
+    return positive, negative
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Any:
+    return load_unet(Source(TINY / "teacher", "tiny/teacher"))
+
+
+def encoded(clip: Any, text: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def sampled(model: Any, prompts: Prompts, sampler: Any, **given: Any) -> Tensor:
+    """SamplerCustom on an 8x8 latent; given: rows, scheduler, cfg, seed."""
+    latent = {"samples": torch.zeros(given.get("rows", 1), 4, 8, 8)}
+    scheduler, steps = given.get("scheduler", "karras"), given.get("steps", STEPS)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+    cfg, seed = given.get("cfg", 4.0), given.get("seed", 7)
+    return SamplerCustom.execute(model, True, seed, cfg, *prompts, sampler, sigmas, latent).result[0][
+        "samples"
+    ]
+
+
+def drafting(
+    model: Any,
+    prompts: Prompts,
+    devices: str,
+    inner: Any = None,
+    settings: Settings | None = None,
+    **given: Any,
+) -> tuple[Tensor, Report | None]:
+    reports: list[Report] = []
+    inner = inner or comfy.samplers.sampler_object("euler")
+    width = 4 if devices == BATCH else 0
+    sampler = DraftRefine(inner, settings or Settings("verified", width, TOLERANCE), on_report=reports.append)
+    result = sampled(spread(model, devices, 0), prompts, sampler, **given)
+    return result, reports[0] if reports else None
+
+
+def plain(model: Any, prompts: Prompts, inner: Any = None, **given: Any) -> Tensor:
+    return sampled(model, prompts, inner or comfy.samplers.sampler_object("euler"), **given)
+
+
+def distance(result: Tensor, reference: Tensor) -> float:
+    return float((result - reference).square().mean().sqrt() / reference.square().mean().sqrt())
+
+
+def same(result: Tensor, reference: Tensor) -> None:
+    """But for rounding: on several devices core divides cond and uncond between them."""
+    torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
+
+
+def widest(report: Report | None) -> int:
+    return 0 if report is None else max(len(states) for states in report.rounds)
+
+
+class Counter:
+    """Guidance that falls with every call, by an attribute."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, arguments: dict[str, Any]) -> Tensor:
+        self.calls += 1
+        return arguments["uncond"] + 4.0 / (1 + 0.1 * self.calls) * (arguments["cond"] - arguments["uncond"])
+
+
+def by_closure() -> Callable[[dict[str, Any]], Tensor]:
+    last = None
+
+    def momentum(arguments: dict[str, Any]) -> Tensor:
+        nonlocal last
+        move = arguments["cond"] - arguments["uncond"]
+        last = move if last is None else 0.5 * last + 0.5 * move
+        return arguments["uncond"] + 4.0 * last
+
+    return momentum
+
+
+def by_options() -> Callable[[dict[str, Any]], Tensor]:
+    def momentum(arguments: dict[str, Any]) -> Tensor:
+        options, move = arguments["model_options"], arguments["cond"] - arguments["uncond"]
+        options["last_move"] = 0.5 * options.get("last_move", move) + 0.5 * move
+        return arguments["uncond"] + 4.0 * options["last_move"]
+
+    return momentum
+
+
+def in_place() -> Callable[[dict[str, Any]], Tensor]:
+    last = torch.zeros(1, 4, 8, 8)
+
+    def momentum(arguments: dict[str, Any]) -> Tensor:
+        move = arguments["cond"] - arguments["uncond"]
+        last.mul_(0.5).add_(move, alpha=0.5)
+        return arguments["uncond"] + 4.0 * last
+
+    return momentum
+
+
+def late(below: float) -> Callable[[dict[str, Any]], Tensor]:
+    """Remembers nothing until the noise is low."""
+    last = None
+
+    def momentum(arguments: dict[str, Any]) -> Tensor:
+        nonlocal last
+        move = arguments["cond"] - arguments["uncond"]
+        if float(arguments["sigma"][0]) < below:
+            last = move if last is None else 0.5 * last + 0.5 * move
+            move = last
+        return arguments["uncond"] + 4.0 * move
+
+    return momentum
+
+
+@pytest.mark.parametrize("make", [Counter, by_closure, by_options, in_place, lambda: late(3.0)])
+@pytest.mark.parametrize("devices", [TWO, BATCH])
+def test_guidance_that_remembers_is_sampled_in_order(
+    make: Callable[[], Any], devices: str, teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    def guided() -> Any:
+        model = teacher.clone()
+        model.set_model_sampler_cfg_function(make())
+        return model
+
+    reference = plain(guided(), prompts)
+    assert distance(plain(teacher, prompts), reference) > 1e-3
+    with caplog.at_level(logging.WARNING, "dizzydiff"):
+        result, report = drafting(guided(), prompts, devices)
+    same(result, reference)
+    assert widest(report) <= 1
+    assert "remembers earlier model calls" in caplog.text or "one noise level" in caplog.text
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+@pytest.mark.parametrize("devices", [TWO, BATCH])
+def test_caches_are_the_plain_samplers(node: Any, devices: str, teacher: Any, prompts: Prompts) -> None:
+    cached = node.execute(teacher, 0.2, 0.15, 0.95, False).result[0]
+    result, _ = drafting(cached, prompts, devices)
+    same(result, plain(cached, prompts))
+
+
+def test_a_guider_that_is_changed_for_the_time_of_a_call_is_each_devices_own(
+    teacher: Any, prompts: Prompts
+) -> None:
+    """Core's CFG Override sets the guider's cfg and puts it back: with one guider for two threads, one
+    restores what the other had set.
+    """
+    model = CFGOverride.execute(teacher, 1.0, 0.0, 0.3).result[0]
+    reference = plain(model, prompts)
+    assert distance(plain(teacher, prompts), reference) > 0.01
+    results = [drafting(model, prompts, TWO) for _ in range(3)]
+    assert all(torch.equal(result, results[0][0]) for result, _ in results)
+    assert distance(results[0][0], reference) < TOLERANCE
+    assert widest(results[0][1]) == 2
+
+
+def test_a_patch_on_the_main_devices_network_is_not_run_beside_it(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What swaps the forward of one network while it calls, as cached forwards do, works on that network
+    alone.
+    """
+    model = teacher.clone()
+    network = model.get_model_object("diffusion_model")
+    inside: list[str] = []
+
+    def swapping(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
+        original = network.forward
+        network.forward = lambda *args, **kwargs: 0.5 * original(*args, **kwargs)
+        inside.append(threading.current_thread().name)
+        try:
+            return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+        finally:
+            del network.forward
+
+    model.set_model_unet_function_wrapper(swapping)
+    reference = plain(model, prompts)
+    inside.clear()
+    result, report = drafting(model, prompts, TWO)
+    same(result, reference)
+    assert widest(report) <= 1
+    assert set(inside) == {threading.main_thread().name}
+    assert "network of the main device" in caplog.text
+    assert "forward" not in vars(network)
+
+
+@pytest.mark.parametrize("devices", [TWO, BATCH])
+def test_patches_that_read_one_noise_level_see_their_own(
+    devices: str, teacher: Any, prompts: Prompts
+) -> None:
+    shrunk = PatchModelAddDownscale.execute(teacher, 3, 2.0, 0.0, 0.6, True, "bicubic", "bicubic").result[0]
+    result, _ = drafting(shrunk, prompts, devices)
+    assert distance(result, plain(shrunk, prompts)) < TOLERANCE
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_conditioning_of_other_rows_than_the_latents_is_the_plain_samplers(
+    texts: int, teacher: Any, clip: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("a large red circle on white", "a small blue square on black", "a large green triangle on white")
+    each = [encoded(clip, word) for word in words[:texts]]
+    mixed = ([[torch.cat([one[0][0] for one in each]), each[0][0][1]]], prompts[1])
+    result, report = drafting(teacher, mixed, BATCH, rows=2)
+    assert distance(result, plain(teacher, mixed, rows=2)) < TOLERANCE
+    assert (widest(report) > 1) == (texts == 1)
+    assert ("in a batch of several noise levels" in caplog.text) == (texts == 3)
+
+
+@pytest.mark.parametrize(("shift", "percent"), [(3.0, 0.25), (6.0, 0.5), (8.0, 0.5)])
+def test_a_range_that_ends_at_a_sampled_sigma_is_decided_as_core_does(
+    shift: float, percent: float, teacher: Any, clip: Any, prompts: Prompts
+) -> None:
+    model = ModelSamplingSD3().patch(teacher, shift)[0]
+    other, change = encoded(clip, "a small blue square on black"), node_helpers.conditioning_set_values
+    halves = change(prompts[0], {"start_percent": 0.0, "end_percent": percent})
+    ranged = (halves + change(other, {"start_percent": percent, "end_percent": 1.0}), prompts[1])
+    result, report = drafting(model, ranged, BATCH, scheduler="simple", steps=8)
+    assert distance(result, plain(model, ranged, scheduler="simple", steps=8)) < TOLERANCE
+    assert widest(report) > 1
+
+
+def test_a_sampler_whose_state_changes_its_size_runs_as_it_is(teacher: Any, prompts: Prompts) -> None:
+    sampler = SamplerLCMUpscale.execute(2.0, 3, "bislerp").result[0]
+    result, report = drafting(teacher, prompts, TWO, sampler, steps=6)
+    assert report is None
+    same(result, plain(teacher, prompts, sampler, steps=6))
+
+
+def test_a_node_that_wraps_the_sampler_finds_a_sampler_function(teacher: Any, prompts: Prompts) -> None:
+    """Such as those that sample with other noise levels than they are given."""
+
+    def wrapping(model: Any, x: Tensor, sigmas: Tensor, *, inner: Any, **rest: Any) -> Tensor:
+        def lying(x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
+            return model(x, sigma * 0.98, **arguments)
+
+        return inner.sampler_function(lying, x, sigmas, **rest, **inner.extra_options)
+
+    reports: list[Report] = []
+    euler = comfy.samplers.sampler_object("euler")
+    drafted = DraftRefine(euler, Settings("verified", 0, TOLERANCE), on_report=reports.append)
+    model = spread(teacher, TWO, 0)
+    result = sampled(model, prompts, comfy.samplers.KSAMPLER(wrapping, {"inner": drafted}))
+    reference = sampled(teacher, prompts, comfy.samplers.KSAMPLER(wrapping, {"inner": euler}))
+    assert distance(result, reference) < TOLERANCE
+    assert widest(reports[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde_gpu", "euler_ancestral"])
+def test_a_function_that_another_pack_replaced_draws_its_own_noise(
+    name: str, teacher: Any, prompts: Prompts
+) -> None:
+    """Reloaded, the same function is another object, with classes of its own."""
+    spec = importlib.util.spec_from_file_location("comfy.k_diffusion.reloaded", k_diffusion.__file__)
+    assert spec and spec.loader
+    reloaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reloaded)
+    sampler = comfy.samplers.KSAMPLER(getattr(reloaded, f"sample_{name}"))
+    result, report = drafting(teacher, prompts, TWO, sampler, steps=20)
+    assert report is not None and widest(report) == 2
+    assert distance(result, plain(teacher, prompts, sampler, steps=20)) < 5 * TOLERANCE
+
+
+def test_noise_of_a_kind_of_its_own_is_left_alone(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    def own(model: Any, x: Tensor, sigmas: Tensor, noise_sampler: Any = None, **rest: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        noise = noise_sampler or (lambda s, t: torch.rand(x.shape, generator=generator).sub(0.5))
+        return k_diffusion.sample_euler_ancestral(model, x, sigmas, noise_sampler=noise, **rest)
+
+    sampler = comfy.samplers.KSAMPLER(own)
+    result, report = drafting(teacher, prompts, TWO, sampler)
+    assert report is None and "a kind of its own" in caplog.text
+    same(result, plain(teacher, prompts, sampler))
+
+
+def test_the_largest_seed_draws_what_it_draws_without_drafts(teacher: Any, prompts: Prompts) -> None:
+    seed = 2**64 - 1
+    result, _ = drafting(teacher, prompts, TWO, seed=seed)
+    assert distance(result, plain(teacher, prompts, seed=seed)) < TOLERANCE
+
+
+def only_in_threads(act: Callable[[], Any]) -> Callable[..., Tensor]:
+    """An APPLY_MODEL-like wrapper that acts on every device but the main one."""
+
+    def wrapper(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
+        D = apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+        return D if threading.current_thread() is threading.main_thread() else D * (act() or 1.0)
+
+    return wrapper
+
+
+def test_a_device_that_predicts_otherwise_is_left_out(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(only_in_threads(lambda: 1.02))
+    result, report = drafting(model, prompts, TWO)
+    assert "cpu:1 predicts otherwise than cpu does" in caplog.text
+    assert widest(report) == 1
+    same(result, plain(teacher, prompts))
+
+
+def test_a_device_that_ends_its_thread_does_not_stop_the_picture(teacher: Any, prompts: Prompts) -> None:
+    class Gone(BaseException):
+        pass
+
+    def leave() -> None:
+        raise Gone
+
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(only_in_threads(leave))
+    with pytest.raises(Gone):
+        drafting(model, prompts, TWO)
+
+
+def test_a_device_that_never_answers_can_be_interrupted(teacher: Any, prompts: Prompts) -> None:
+    release = threading.Event()
+
+    def hang() -> None:
+        comfy.model_management.interrupt_current_processing()
+        release.wait(30)
+
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(only_in_threads(hang))
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            drafting(model, prompts, TWO)
+    finally:
+        release.set()
+        comfy.model_management.interrupt_current_processing(False)
+
+
+def test_one_device_samples_plainly_and_says_so(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    result, report = drafting(teacher, prompts, "cpu")
+    assert report is None and "there is one device" in caplog.text
+    assert torch.equal(result, plain(teacher, prompts))
+
+
+def test_a_batch_after_several_devices_has_none_of_them(teacher: Any, prompts: Prompts) -> None:
+    model = spread(spread(teacher, TWO, 0), BATCH, 4)
+    assert model.get_additional_models_with_key("multigpu") == []
+    assert distance(plain(model, prompts), plain(teacher, prompts)) < 1e-4
+
+
+@pytest.mark.parametrize("devices", [TWO, BATCH])
+def test_a_graph_is_asked_once(devices: str, teacher: Any, prompts: Prompts) -> None:
+    """The second picture costs no more model calls than its states."""
+    model = spread(teacher, devices, 4 if devices == BATCH else 0)
+    rows = 0
+    apply = model.model.apply_model
+
+    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return apply(x, *args, **kwargs)
+
+    extra = []
+    for seed in (1, 2):
+        reports: list[Report] = []
+        settings = Settings("aggressive", 4 if devices == BATCH else 0, TOLERANCE)
+        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), settings, on_report=reports.append)
+        model.model.apply_model, rows = counted, 0
+        try:
+            sampled(model, prompts, sampler, seed=seed, cfg=1.0)
+        finally:
+            del model.model.apply_model
+        on_main = len(reports[0].rounds) if devices == TWO else reports[0].evaluations
+        extra.append(rows - on_main)
+    assert extra[1] == 0 <= extra[0] <= 3
