@@ -1,104 +1,101 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A profile on disk is the one that was measured, or none."""
+"""Profiles on disk: what was written is read, anything else is a warning and nothing."""
 
 from __future__ import annotations
 
+import json
 import logging
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dizzydiff.stability import store
+from dizzydiff.benchmarks.mutated_profiles import mutations, small_profile
+from dizzydiff.stability import store as stores
 from dizzydiff.stability.profile import Profile
 from dizzydiff.stability.store import Store
 
-KEY = "a model, quick"
+KEY = "a model"
 
 
-def profile(flow: bool = True) -> Profile:
-    """Of 2 probes at 5 levels, in 3 dimensions and 1 direction."""
-    g = torch.Generator().manual_seed(0)
-    states, denoised, responses = (
-        torch.randn(2, *shape, generator=g, dtype=torch.float64) for shape in ((5, 3), (5, 3), (3, 1, 1))
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path)
+    made.save(KEY, small_profile())
+    return made
+
+
+def same(one: Profile | None, other: Profile) -> bool:
+    return one is not None and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in stores.TENSORS
     )
-    return Profile(torch.linspace(1, 0.1, 5, dtype=torch.float64), states, denoised, responses, flow, 16)
 
 
-def rewritten(path: Path, metadata: dict[str, str] | None = None, **tensors: torch.Tensor) -> None:
-    """The same file with some of its tensors and metadata exchanged."""
-    with safe_open(path, "pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}
-        said = dict(file.metadata())
-    save_file({**kept, **tensors}, path, {**said, **(metadata or {})})
+def test_what_was_written_is_read(store: Store) -> None:
+    read = store.load(KEY)
+    assert same(read, small_profile())
+    assert read is not None and (read.flow, read.calls) == (False, 26)
+    assert store.load("another model") is None
 
 
-@pytest.mark.parametrize("flow", [False, True])
-def test_what_is_saved_is_loaded(tmp_path: Path, flow: bool) -> None:
-    folder, saved = Store(tmp_path / "made" / "when needed"), profile(flow)
-    assert folder.load(KEY) is None
-    folder.save(KEY, saved)
-    loaded = folder.load(KEY)
-    assert loaded is not None
-    assert (loaded.flow, loaded.calls) == (flow, 16)
-    for name in store.TENSORS:
-        assert torch.equal(getattr(loaded, name), getattr(saved, name))
-    assert [each.suffix for each in folder.folder.iterdir()] == [".safetensors"]
+def test_mutated_files_are_warned_of_and_not_used(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A hundred of the three thousand of ``bench mutated_profiles``."""
+    path = store.path(KEY)
+    whole = path.read_bytes()
+    for name, content in mutations(whole, 100, random.Random(0)):
+        caplog.clear()
+        path.write_bytes(content)
+        read = store.load(KEY)
+        assert read is None or same(read, small_profile()), name
+        assert (read is None) == any("measured anew" in record.getMessage() for record in caplog.records), (
+            name
+        )
 
 
-def test_every_key_has_a_profile_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = Store(tmp_path)
-    folder.save(KEY, profile(True))
-    assert folder.load("another") is None
-    folder.save("another", profile(False))
-    first, second = folder.load(KEY), folder.load("another")
-    assert first is not None and second is not None
-    assert (first.flow, second.flow) == (True, False)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("metadata", [{"version": "1"}, {"key": "another"}])
-def test_a_file_of_another_version_or_key_is_measured_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, metadata: dict[str, str]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scalars": {"flow": 5, "calls": 26}},
+        {"scalars": {"flow": False, "calls": -1}},
+        {"scalars": {"flow": False}},
+        {"scalars": {"flow": False, "calls": 26, "sigmas": 1}},
+        {"scalars": []},
+        {"sigmas": torch.tensor([1.0, 2.0, 0.5, 0.1], dtype=torch.float64)},
+        {"sigmas": torch.tensor([3.0, 2.0, 0.5, 0.0], dtype=torch.float64)},
+        {"states": torch.full((2, 8, 5), torch.nan, dtype=torch.float64)},
+        {"denoised": torch.zeros(2, 8, 5)},
+        {"denoised": torch.zeros(2, 7, 5, dtype=torch.float64)},
+        {"responses": torch.zeros(2, 5, 1, 2, dtype=torch.float64)},
+        {"states": torch.zeros(0, 8, 5, dtype=torch.float64)},
+    ],
+)
+def test_a_well_formed_file_of_something_else_is_not_used(
+    changes: dict, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = Store(tmp_path)
-    folder.save(KEY, profile())
-    rewritten(folder.path(KEY), metadata)
-    with caplog.at_level(logging.WARNING):
-        assert folder.load(KEY) is None
-    assert "another version" in caplog.text and str(folder.path(KEY)) in caplog.text
+    """Written with a right digest, as by another program."""
+    profile = small_profile()
+    tensors = {name: changes.get(name, getattr(profile, name)) for name in stores.TENSORS}
+    scalars = json.dumps(changes.get("scalars", {"flow": False, "calls": 26}))
+    digest = stores._digest(tensors, scalars)
+    metadata = {"version": stores.VERSION, "key": KEY, "scalars": scalars, "digest": digest}
+    save_file(tensors, store.path(KEY), metadata)
+    assert store.load(KEY) is None
+    assert "measured anew" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["sigmas", "states", "denoised", "responses"])
-def test_numbers_that_were_not_written_are_found_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    folder = Store(tmp_path)
-    folder.save(KEY, profile())
-    rewritten(folder.path(KEY), **{name: getattr(profile(), name) * 2})
-    with caplog.at_level(logging.WARNING):
-        assert folder.load(KEY) is None
-    assert "cannot be read" in caplog.text and "measured anew" in caplog.text
+def test_a_file_larger_than_any_profile_is_not_read(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with store.path(KEY).open("r+b") as file:
+        file.truncate(2**40)
+    assert store.load(KEY) is None
+    assert "larger" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors"])
-def test_a_damaged_file_is_measured_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
-) -> None:
-    folder = Store(tmp_path)
-    folder.save(KEY, profile())
-    folder.path(KEY).write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        assert folder.load(KEY) is None
-    assert "cannot be read" in caplog.text
-
-
-def test_a_folder_that_cannot_be_written_costs_a_warning(
+def test_a_folder_that_cannot_be_written_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "a file").write_text("")
+    (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        Store(tmp_path / "a file").save(KEY, profile())
+        Store(tmp_path / "file").save(KEY, small_profile())
     assert "cannot be written" in caplog.text

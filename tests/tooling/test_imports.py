@@ -34,6 +34,7 @@ MEET_COMFYUI = {
     "drafting.devices",
     "drafting.own_noise",
     "drafting.sampler",
+    "stability.measured",
     "stability.subject",
     "students.distill.native",
     "students.distill.routing",
