@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A picture drawn with drafts beside the same picture drawn plainly, and each prediction of it beside the same
-state alone.
+"""A picture drawn with drafts beside the same picture drawn plainly, and each prediction of it beside the
+same state alone.
 
 This is the one place where the benchmarks of families and of compositions touch drafting.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._sampling import draw, relative_rms
+from ._sampling import SEED, draw, relative_rms
 
 PLACES = {"one card": "", "batch": "batch", "two devices": "cpu, cpu:1"}
 """What Draft Devices is told, by the name of the row; nothing where the MODEL goes without it."""
@@ -26,8 +26,8 @@ BATCH_WIDTH = 4
 
 @dataclass
 class Trial:
-    """What became of one picture. ``row_error`` and ``deviation`` are relative RMS, None where there is nothing
-    to compare; ``rounds`` is 0 where nothing was drafted.
+    """What became of one picture. ``row_error`` and ``deviation`` are relative RMS, None where nothing is to
+    be compared; ``rounds`` is 0 where nothing was drafted.
     """
 
     verdict: str = ""
@@ -163,16 +163,21 @@ def attempt(
     latent: dict[str, Any],
     reference: list[Tensor],
     tolerance: float,
+    around: Callable[[Any], Any] = lambda drafted: drafted,
+    seed: int = SEED,
 ) -> Trial:
-    """The picture with drafts, verified with ``tolerance``, beside the ``reference``."""
+    """The picture with drafts, verified with ``tolerance``, beside the ``reference``; ``around`` is put round
+    the drafted SAMPLER.
+    """
     from ..drafting.replicas import DraftRefine
 
     trial, reports = Trial(), list[Any]()
     shapes = [part.shape for part in reference] if len(reference) > 1 else None
-    watched = Watched(DraftRefine(sampler, "verified", 0, tolerance, on_report=reports.append), shapes)
+    drafted = around(DraftRefine(sampler, "verified", 0, tolerance, on_report=reports.append))
+    watched = Watched(drafted, shapes)
     with listening() as heard:
         try:
-            result = draw(guider(), watched, sigmas, latent)
+            result = draw(guider(), watched, sigmas, latent, seed)
         except Exception as error:
             trial.crash = told(error)
             return trial
@@ -192,11 +197,11 @@ def told(error: Exception) -> str:
 
 
 def plain(
-    guider: Callable[[], Any], sampler: Any, sigmas: Tensor, latent: dict[str, Any]
+    guider: Callable[[], Any], sampler: Any, sigmas: Tensor, latent: dict[str, Any], seed: int = SEED
 ) -> tuple[list[Tensor], str]:
     """The picture without drafts; or what it raised, with no picture."""
     try:
-        return draw(guider(), sampler, sigmas, latent), ""
+        return draw(guider(), sampler, sigmas, latent, seed), ""
     except Exception as error:
         return [], told(error)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SEED = 7
+
 
 class SeededNoise:
     """NOISE: core's, from a seed."""
@@ -38,7 +40,7 @@ def levels(model: Any, sampler_name: str, steps: int, scheduler: str = "simple")
     return comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, 1.0).sigmas
 
 
-def draw(guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], seed: int = 7) -> list[Tensor]:
+def draw(guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], seed: int = SEED) -> list[Tensor]:
     """The parts of the latent that the sampler makes: one, or more where it is nested."""
     from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 
@@ -51,8 +53,8 @@ def draw(guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], seed
 
 
 def relative_rms(result: list[Tensor], reference: list[Tensor]) -> float:
-    """RMS(result - reference) / RMS(reference) of the worst part; infinite where it is no number or of another
-    shape.
+    """RMS(result - reference) / RMS(reference) of the worst part; infinite where it is no number or of
+    another shape.
     """
     off = [
         float((a - b).float().square().mean().sqrt() / b.float().square().mean().sqrt().clamp_min(1e-12))

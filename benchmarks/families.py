@@ -2,9 +2,9 @@
 """Drafts on every model family of ComfyUI's list: small random networks in core's own classes.
 
 Each row is one picture: plainly and with drafts, on one card, in a batch, on two devices. It tells whether it
-was drafted or why not, how far any prediction is from the same state alone, and how far the picture is from the
-plain sampler's. Rows say ``failed`` where drafts crash and plain sampling does not, or where a picture is more
-than MARGIN tolerances off without a word.
+was drafted or why not, how far any prediction is from the same state alone, and how far the picture is from
+the plain sampler's. Rows say ``failed`` where drafts crash and plain sampling does not, or where a picture is
+more than MARGIN tolerances off without a word.
 """
 
 from __future__ import annotations
