@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What other packs put round a model, by the kinds that drafts must get right: readers of one noise level,
-mixers of rows, things that remember, conditions with other rows than the latent, ranges that end at a sampled
-noise level, samplers that are not what they seem.
+"""What other packs put round a model: patches, conditions with other rows than the latent or with ranges that
+end at a sampled noise level, guiders, and samplers that are not what they seem.
 """
 
 from __future__ import annotations
@@ -15,7 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._sampling import cfg_guider
+from ._patches import (
+    accumulates_change,
+    asks_one_sigma,
+    centres_rows,
+    counts_calls,
+    every_second_call,
+    looks_up_step,
+    momentum,
+    normalises_over_batch,
+    reads_first_sigma,
+    sets_guider,
+)
+from ._sampling import cfg_guider, levels
 from .networks.subject import Subject
 
 CFG = 4.0
@@ -55,169 +66,6 @@ class Composition:
     seed: int = 7
 
 
-# Readers of one noise level for the whole batch
-
-
-def reads_first_sigma(low: float, high: float) -> Callable[[Subject, Any], Any]:
-    """Attention stronger while the first row's noise level lies between two shares of the run."""
-
-    def patch(_subject: Subject, model: Any) -> Any:
-        model = model.clone()
-        sampling = model.get_model_object("model_sampling")
-        start, end = (float(sampling.percent_to_sigma(share)) for share in (low, high))
-
-        def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
-            sigma = call["c"]["transformer_options"]["sigmas"][0].item()
-            output = apply_model(call["input"], call["timestep"], **call["c"])
-            return 1.1 * output if end <= sigma <= start else output
-
-        model.set_model_unet_function_wrapper(wrapper)
-        return model
-
-    return patch
-
-
-def asks_one_sigma(_subject: Subject, model: Any) -> Any:
-    """A post-CFG function that takes the noise level as one number, and fails where there are several."""
-    model = model.clone()
-
-    def scaled(call: dict[str, Any]) -> Tensor:
-        sigma = call["sigma"].unique().item()
-        return call["denoised"] * (1 - 0.1 / (1 + sigma))
-
-    model.set_model_sampler_post_cfg_function(scaled)
-    return model
-
-
-def looks_up_step(_subject: Subject, model: Any) -> Any:
-    """A block patch that finds its step among the sampled noise levels, as step switches do."""
-    model = model.clone()
-
-    def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
-        options = call["c"]["transformer_options"]
-        step = int((options["sample_sigmas"] - options["sigmas"][0]).abs().argmin())
-        return apply_model(call["input"], call["timestep"], **call["c"]) * (1 + 0.05 * (step % 3))
-
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
-
-
-# Mixers of rows
-
-
-def normalises_over_batch(_subject: Subject, model: Any) -> Any:
-    model = model.clone()
-
-    def normalised(call: dict[str, Any]) -> Tensor:
-        return (
-            call["denoised"] * (call["cond_denoised"].std() / call["denoised"].std().clamp_min(1e-6)) ** 0.5
-        )
-
-    model.set_model_sampler_post_cfg_function(normalised)
-    return model
-
-
-def centres_rows(_subject: Subject, model: Any) -> Any:
-    """The rows of a batch drawn towards their mean, as style alignment does."""
-    model = model.clone()
-
-    def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
-        output = apply_model(call["input"], call["timestep"], **call["c"])
-        return 0.9 * output + 0.1 * output.mean(0, keepdim=True)
-
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
-
-
-# Things that remember
-
-
-def every_second_call(_subject: Subject, model: Any) -> Any:
-    """A cache that answers every second call from the one before, whatever is asked."""
-    model, memory = model.clone(), {"calls": 0}
-
-    def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
-        memory["calls"] += 1
-        last = memory.get("output")
-        if memory["calls"] % 2 == 0 and last is not None and last.shape == call["input"].shape:
-            return last
-        memory["output"] = apply_model(call["input"], call["timestep"], **call["c"])
-        return memory["output"]
-
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
-
-
-def accumulates_change(_subject: Subject, model: Any) -> Any:
-    """A cache that is reused while the input has changed little since, as TeaCache and its like are."""
-    model, memory = model.clone(), {}
-
-    def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
-        x = call["input"]
-        if "x" in memory and memory["x"].shape == x.shape:
-            change = float((x - memory["x"]).abs().mean() / memory["x"].abs().mean())
-            memory["left"] -= change
-            memory["x"] = x
-            if memory["left"] > 0:
-                return x + memory["residual"]
-        output = apply_model(x, call["timestep"], **call["c"])
-        memory.update(x=x, residual=output - x, left=0.4)
-        return output
-
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
-
-
-def momentum(_subject: Subject, model: Any) -> Any:
-    """Guidance whose direction is a running mean over the calls before."""
-    model, memory = model.clone(), {}
-
-    def guided(call: dict[str, Any]) -> Tensor:
-        direction = call["cond"] - call["uncond"]
-        last = memory.get("direction")
-        if last is not None and last.shape == direction.shape:
-            direction = 0.6 * direction + 0.4 * last
-        memory["direction"] = direction
-        return call["uncond"] + call["cond_scale"] * direction
-
-    model.set_model_sampler_cfg_function(guided)
-    return model
-
-
-def counts_calls(_subject: Subject, model: Any) -> Any:
-    """Another strength at each call, by a counter."""
-    model, memory = model.clone(), {"calls": 0}
-
-    def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
-        memory["calls"] += 1
-        return apply_model(call["input"], call["timestep"], **call["c"]) * (1 + 0.05 * (memory["calls"] % 2))
-
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
-
-
-def sets_guider(_subject: Subject, model: Any) -> Any:
-    """A wrapper of predict_noise that sets the guider's CFG for a call and puts it back."""
-    import comfy.patcher_extension
-
-    model = model.clone()
-    half = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
-
-    def wrapper(executor: Any, x: Tensor, sigma: Tensor, *rest: Any) -> Tensor:
-        guider = executor.class_obj
-        before, guider.cfg = guider.cfg, 1.0 if float(sigma[0]) > half else guider.cfg
-        try:
-            return executor(x, sigma, *rest)
-        finally:
-            guider.cfg = before
-
-    model.add_wrapper(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, wrapper)
-    return model
-
-
-# Conditions
-
-
 def prompts_of_three_rows(subject: Subject, model: Any) -> Any:
     """A prompt with three rows; core takes the first for fewer latents, and repeats them for more."""
     rows = torch.cat([subject.network.prompt(number)[0][0] for number in (0, 2, 3)])
@@ -248,8 +96,6 @@ def changes_at(share: float, subject: Subject, model: Any) -> Any:
 
 def changes_at_sampled_level(index: int, subject: Subject, model: Any) -> Any:
     """One prompt until a noise level that is sampled, another from there on, decided by its last bit."""
-    from ._sampling import levels
-
     sampling = model.get_model_object("model_sampling")
     boundary = float(levels(model, "euler", 8)[index])
     low, high = 0.0, 1.0
@@ -257,9 +103,6 @@ def changes_at_sampled_level(index: int, subject: Subject, model: Any) -> Any:
         share = (low + high) / 2
         low, high = (share, high) if float(sampling.percent_to_sigma(share)) > boundary else (low, share)
     return changes_at(high, subject, model)
-
-
-# Guiders
 
 
 def own_guider(subject: Subject, model: Any) -> Any:
@@ -279,9 +122,6 @@ def own_guider(subject: Subject, model: Any) -> Any:
     guider = Falling(model)
     guider.set_conds(subject.positive, subject.negative)
     return guider
-
-
-# Samplers
 
 
 def wrapped(sampler: Any) -> Any:

@@ -169,11 +169,11 @@ def attempt(
     """The picture with drafts, verified with ``tolerance``, beside the ``reference``; ``around`` is put round
     the drafted SAMPLER.
     """
-    from ..drafting.replicas import DraftRefine
+    from ..drafting.sampler import DraftRefine, Settings
 
     trial, reports = Trial(), list[Any]()
     shapes = [part.shape for part in reference] if len(reference) > 1 else None
-    drafted = around(DraftRefine(sampler, "verified", 0, tolerance, on_report=reports.append))
+    drafted = around(DraftRefine(sampler, Settings(tolerance=tolerance), on_report=reports.append))
     watched = Watched(drafted, shapes)
     with listening() as heard:
         try:
@@ -181,13 +181,16 @@ def attempt(
         except Exception as error:
             trial.crash = told(error)
             return trial
-    trial.deviation, trial.row_error = relative_rms(result, reference), watched.error
+    trial.deviation = relative_rms(result, reference)
     trial.warned = " ".join(heard.said(logging.WARNING))
     widths = {len(states) for report in reports for states in report.rounds}
     if reports:
         trial.rounds = sum(len(report.rounds) for report in reports)
         trial.calls = sum(report.evaluations for report in reports)
-    trial.verdict = "drafted" if widths - {1} else f"stands aside: {' '.join(heard.said(logging.INFO))}"
+    if widths - {1}:
+        trial.verdict, trial.row_error = "drafted", watched.error
+    else:
+        trial.verdict = f"stands aside: {' '.join(heard.said(logging.INFO))}"
     return trial
 
 

@@ -66,6 +66,7 @@ HUNYUANS = [
         settings(GUIDED, guiding_frame_index=0),
         variant="from image, v2 replace",
         keeps_first_frame=True,
+        rows=(1,),
     ),
     Network(
         "HunyuanVideo",
@@ -118,7 +119,7 @@ HUNYUANS = [
     ),
     Network(
         "HunyuanVideo15_SR_Distilled",
-        settings(HUNYUAN15, in_channels=98),
+        settings(HUNYUAN15, in_channels=98, meanflow=True),
         (32, 2, 4, 4),
         TEXT,
         settings(SEEN, concat_latent_image=picture(1, 66, 2, 4, 4), noise_augmentation=0.1),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,14 +41,14 @@ class Subject:
 
 
 def make(network: Network, seed: int = 0) -> Subject:
-    """The network with random weights and outputs near unit RMS, as a MODEL that can be loaded once more for
-    another device.
+    """The network with random weights as a MODEL that can be loaded once more for another device; its outputs
+    are near unit RMS where its last layer decides that.
     """
-    subject = Subject(network, patcher(network, seed), network.prompt(0), network.prompt(1))
-    layer, rms = output_of(subject)
-    scale(subject.model, layer, 1 / rms)
-    subject.model.cached_patcher_init = (patcher, (network, seed, layer, 1 / rms))
-    return subject
+    raw = Subject(network, patcher(network, seed), network.prompt(0), network.prompt(1))
+    layer, rms = output_of(raw)
+    scaled = replace(raw, model=patcher(network, seed, layer, 1 / rms))
+    # What some networks give is more than what their last layer does.
+    return scaled if abs(output_of(scaled)[1] - 1) < 0.1 else replace(raw, model=patcher(network, seed))
 
 
 def patcher(network: Network, seed: int = 0, layer: str = "", gain: float = 1.0) -> Any:
