@@ -5,27 +5,18 @@ end at a sampled noise level, guiders, and samplers that are not what they seem.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._patches import (
-    accumulates_change,
-    asks_one_sigma,
-    centres_rows,
-    counts_calls,
-    every_second_call,
-    looks_up_step,
-    momentum,
-    normalises_over_batch,
-    reads_first_sigma,
-    sets_guider,
-)
+from ..devtools.package import load_package
 from ._sampling import cfg_guider, levels
 from .networks.subject import Subject
 
@@ -105,94 +96,6 @@ def changes_at_sampled_level(index: int, subject: Subject, model: Any) -> Any:
     return changes_at(high, subject, model)
 
 
-def own_guider(subject: Subject, model: Any) -> Any:
-    """A guider of another pack: its strength falls with the noise level, which it takes as one number."""
-    import comfy.samplers
-
-    class Falling(comfy.samplers.CFGGuider):
-        def predict_noise(
-            self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None
-        ) -> Any:
-            sigma, prompts = timestep.max().item(), [self.conds["positive"], self.conds["negative"]]
-            cond, uncond = comfy.samplers.calc_cond_batch(
-                self.inner_model, prompts, x, timestep, model_options or {}
-            )
-            return uncond + (1 + 3 * sigma / (1 + sigma)) * (cond - uncond)
-
-    guider = Falling(model)
-    guider.set_conds(subject.positive, subject.negative)
-    return guider
-
-
-def wrapped(sampler: Any) -> Any:
-    """A sampler that is given a SAMPLER and calls its function on a model of its own, at lower sigmas."""
-    import comfy.samplers
-
-    def detailed(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Any:
-        def shifted(x: Tensor, sigma: Tensor, **arguments: Any) -> Tensor:
-            return model(x, 0.98 * sigma, **arguments)
-
-        return sampler.sampler_function(
-            shifted,
-            x,
-            sigmas,
-            extra_args=extra_args,
-            callback=callback,
-            disable=disable,
-            **sampler.extra_options,
-        )
-
-    return comfy.samplers.KSAMPLER(detailed)
-
-
-def silent_sampler(_subject: Subject, _model: Any) -> Any:
-    """Euler's steps by a function that reports all steps but the last."""
-    import comfy.samplers
-
-    def stepping(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Any:
-        for i, (sigma, after) in enumerate(pairwise(sigmas)):
-            denoised = model(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
-            if callback is not None and i < len(sigmas) - 2:
-                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-            x = x + (x - denoised) / sigma * (after - sigma)
-        return x
-
-    return comfy.samplers.KSAMPLER(stepping)
-
-
-def own_noise(_subject: Subject, _model: Any) -> Any:
-    """DPM++ 2M SDE's function as another object that draws its noise from a generator of its own."""
-    import comfy.k_diffusion.sampling as k_diffusion
-    import comfy.samplers
-
-    def noisy(model: Any, x: Tensor, sigmas: Tensor, noise_sampler: Any = None, **rest: Any) -> Tensor:
-        generator = torch.Generator().manual_seed(rest["extra_args"].get("seed", 0) % 2**32)
-
-        def fresh(sigma: Any, after: Any) -> Tensor:
-            return torch.randn(x.shape, generator=generator).to(x)
-
-        return k_diffusion.sample_dpmpp_2m_sde(model, x, sigmas, noise_sampler=fresh, **rest)
-
-    return comfy.samplers.KSAMPLER(noisy)
-
-
-def grows(_subject: Subject, _model: Any) -> Any:
-    """A sampler whose state becomes larger on the way."""
-    import comfy.samplers
-
-    def growing(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: Any) -> Any:
-        for i, (sigma, after) in enumerate(pairwise(sigmas)):
-            denoised = model(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
-            if callback is not None:
-                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-            x = x + (x - denoised) / sigma * (after - sigma)
-            if i == 2 and x.ndim == 4:
-                x = torch.nn.functional.interpolate(x, scale_factor=2.0)
-        return x
-
-    return comfy.samplers.KSAMPLER(growing)
-
-
 def rises_midway(sigmas: Tensor) -> Tensor:
     """Noise levels that go up once, as restarts do."""
     return torch.cat([sigmas[:5], sigmas[3:]])
@@ -202,31 +105,53 @@ def sampler_named(name: str) -> Callable[[Subject, Any], Any]:
     return lambda subject, model: named_sampler(name)
 
 
-COMPOSITIONS = (
-    Composition("nothing"),
-    Composition("reads the first sigma until .35", reads_first_sigma(0.0, 0.35)),
-    Composition("reads the first sigma from .5 on", reads_first_sigma(0.5, 1.0)),
-    Composition("asks for one sigma", asks_one_sigma),
-    Composition("looks up its step", looks_up_step),
-    Composition("normalises over the batch", normalises_over_batch),
-    Composition("centres the rows", centres_rows),
-    Composition("caches every second call", every_second_call),
-    Composition("caches while little changes", accumulates_change),
-    Composition("guides with momentum", momentum),
-    Composition("counts its calls", counts_calls),
-    Composition("sets the guider's CFG", sets_guider),
-    Composition("three prompts on two latents", guider=prompts_of_three_rows),
-    Composition("three prompts on four latents", guider=prompts_of_three_rows, rows=4),
-    Composition("three masks on two latents", guider=masks_of_three_rows),
-    Composition("changes prompt at .3", guider=partial(changes_at, 0.3)),
-    Composition("changes prompt at a sampled sigma", guider=partial(changes_at_sampled_level, 3)),
-    Composition("guider of another pack", guider=own_guider),
-    Composition("sampler inside a sampler", around=wrapped),
-    Composition("sampler that hides its last step", sampler=silent_sampler),
-    Composition("sampler with noise of its own", sampler=own_noise),
-    Composition("sampler that grows its state", sampler=grows),
-    Composition("sigmas that rise midway", sigmas=rises_midway),
-    Composition("dpmpp_2m_sde", sampler=sampler_named("dpmpp_2m_sde")),
-    Composition("largest seed, euler_ancestral", sampler=sampler_named("euler_ancestral"), seed=2**64 - 1),
-    Composition("largest seed, dpmpp_sde", sampler=sampler_named("dpmpp_sde"), seed=2**64 - 1),
-)
+def another_pack(module: str) -> Any:
+    """A module of ``another_pack``, loaded as ComfyUI loads a pack: under a name that is not ours."""
+    if "another_pack" not in sys.modules:
+        load_package("another_pack", Path(__file__).with_name("another_pack"))
+    return importlib.import_module(f"another_pack.{module}")
+
+
+def put_on(patch: Callable[[Any], Any]) -> Callable[[Subject, Any], Any]:
+    return lambda subject, model: patch(model)
+
+
+def falling_guider(subject: Subject, model: Any) -> Any:
+    guider = another_pack("guiders").Falling(model)
+    guider.set_conds(subject.positive, subject.negative)
+    return guider
+
+
+def compositions() -> tuple[Composition, ...]:
+    """One of each kind."""
+    patches, samplers = another_pack("patches"), another_pack("samplers")
+    return (
+        Composition("nothing"),
+        Composition("reads the first sigma until .35", put_on(patches.reads_first_sigma(0.0, 0.35))),
+        Composition("reads the first sigma from .5 on", put_on(patches.reads_first_sigma(0.5, 1.0))),
+        Composition("asks for one sigma", put_on(patches.asks_one_sigma)),
+        Composition("looks up its step", put_on(patches.looks_up_step)),
+        Composition("normalises over the batch", put_on(patches.normalises_over_batch)),
+        Composition("centres the rows", put_on(patches.centres_rows)),
+        Composition("caches every second call", put_on(patches.every_second_call)),
+        Composition("caches while little changes", put_on(patches.accumulates_change)),
+        Composition("guides with momentum", put_on(patches.momentum)),
+        Composition("counts its calls", put_on(patches.counts_calls)),
+        Composition("sets the guider's CFG", put_on(patches.sets_guider)),
+        Composition("three prompts on two latents", guider=prompts_of_three_rows),
+        Composition("three prompts on four latents", guider=prompts_of_three_rows, rows=4),
+        Composition("three masks on two latents", guider=masks_of_three_rows),
+        Composition("changes prompt at .3", guider=partial(changes_at, 0.3)),
+        Composition("changes prompt at a sampled sigma", guider=partial(changes_at_sampled_level, 3)),
+        Composition("guider of another pack", guider=falling_guider),
+        Composition("sampler inside a sampler", around=samplers.wrapped),
+        Composition("sampler that hides its last step", sampler=put_on(lambda _: samplers.silent_sampler())),
+        Composition("sampler with noise of its own", sampler=put_on(lambda _: samplers.own_noise())),
+        Composition("sampler that grows its state", sampler=put_on(lambda _: samplers.grows())),
+        Composition("sigmas that rise midway", sigmas=rises_midway),
+        Composition("dpmpp_2m_sde", sampler=sampler_named("dpmpp_2m_sde")),
+        Composition(
+            "largest seed, euler_ancestral", sampler=sampler_named("euler_ancestral"), seed=2**64 - 1
+        ),
+        Composition("largest seed, dpmpp_sde", sampler=sampler_named("dpmpp_sde"), seed=2**64 - 1),
+    )

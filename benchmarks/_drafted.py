@@ -75,22 +75,34 @@ def listening() -> Iterator[Heard]:
 class Call:
     """One call of the sampler's model: states of some noise levels at once, and what came of it."""
 
+    thread: threading.Thread
     model: Any
     x: Tensor
     sigma: Tensor
     arguments: dict[str, Any]
     result: Tensor
 
+    @property
+    def several(self) -> bool:
+        """Whether its noise levels are not one."""
+        return bool((self.sigma != self.sigma[0]).any())
+
 
 class Watched:
-    """A SAMPLER that notes each prediction that another one asks for, and afterwards asks for the same states
-    again, each alone and on the main device, while the guider is still ready to answer.
+    """A SAMPLER that notes each prediction that another one asks for; of those made together or on another
+    device it afterwards asks for the same states again, each alone and on the main device, while the guider
+    can still answer.
     """
 
     def __init__(self, inner: Any, shapes: list[torch.Size] | None) -> None:
         self._inner, self._shapes = inner, shapes
         self.calls: list[Call] = []
         self.error: float | None = None
+
+    @property
+    def batched(self) -> bool:
+        """Whether states of several noise levels went into one call."""
+        return any(call.several for call in self.calls)
 
     def _parts(self, packed: Tensor) -> list[Tensor]:
         """Core packs a latent of several parts into one tensor."""
@@ -108,7 +120,7 @@ class Watched:
         return result
 
     def _worst(self) -> float | None:
-        alone = next((call for call in self.calls if bool((call.sigma == call.sigma[0]).all())), None)
+        alone = next((call for call in self.calls if not call.several), None)
         if alone is None:
             return None
         options = {
@@ -120,11 +132,12 @@ class Watched:
         errors = [
             relative_rms(self._parts(together), self._parts(alone.model(x, sigma, **arguments)))
             for call in self.calls
+            if call.several or call.thread is not alone.thread
             for x, sigma, together in zip(
                 *(each.split(rows) for each in (call.x, call.sigma, call.result)), strict=True
             )
         ]
-        return max(errors)
+        return max(errors, default=0.0)
 
 
 @contextmanager
@@ -138,7 +151,9 @@ def noted(calls: list[Call]) -> Iterator[None]:
     def call(self: Any, x: Tensor, sigma: Tensor, *rest: Any, **arguments: Any) -> Tensor:
         result = original(self, x, sigma, *rest, **arguments)
         with lock:
-            calls.append(Call(self, x.clone(), sigma.clone(), arguments, result.clone()))
+            calls.append(
+                Call(threading.current_thread(), self, x.clone(), sigma.clone(), arguments, result.clone())
+            )
         return result
 
     kind.__call__ = call
@@ -188,9 +203,10 @@ def attempt(
         trial.rounds = sum(len(report.rounds) for report in reports)
         trial.calls = sum(report.evaluations for report in reports)
     if widths - {1}:
-        trial.verdict, trial.row_error = "drafted", watched.error
+        trial.row_error = watched.error
+        trial.verdict = "drafted in batches" if watched.batched else "drafted, a state a call"
     else:
-        trial.verdict = f"stands aside: {' '.join(heard.said(logging.INFO))}"
+        trial.verdict = f"stands aside: {trial.warned or 'without a word'}"
     return trial
 
 

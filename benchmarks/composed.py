@@ -8,16 +8,18 @@ from the one without the node, 0 where the node does nothing here.
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from . import _core_nodes, families
-from ._compositions import COMPOSITIONS, Composition
+from ._compositions import Composition, compositions
 from ._core_nodes import LEFT_OUT, Lacking
 from ._drafted import PLACES, attempt, plain, quiet, spread, told
 from ._sampling import levels, relative_rms
@@ -38,7 +40,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     from .networks.families import NETWORKS as TABLE
 
-    graphs = [*COMPOSITIONS, *([] if quick else core_graphs())]
+    graphs = [*compositions(), *([] if quick else core_graphs())]
     rows: list[dict[str, Any]] = []
     for name in NETWORKS:
         subject = make(TABLE[name])
@@ -56,7 +58,7 @@ def core_graphs() -> Iterator[Composition]:
     for name, kind in _core_nodes.node_classes().items():
         if name in LEFT_OUT:
             continue
-        build = partial(_core_nodes.make, name, kind)
+        build = functools.partial(_core_nodes.make, name, kind)
         slot = {"MODEL": "patch", "GUIDER": "guider", "SAMPLER": "sampler"}[str(_core_nodes.gives(kind))]
         yield replace(Composition(name), **{slot: build})
 
@@ -82,17 +84,26 @@ def measure(subject: Subject, graph: Composition) -> Iterator[dict[str, Any]]:
     if crash:
         yield {**row, "place": "", "verdict": f"plain sampling crashes: {crash}"}
         return
-    nothing = Composition("nothing")
-    without, _ = plain(
-        lambda: nothing.guider(subject, subject.model), nothing.sampler(subject, subject.model),
-        levels(subject.model, "euler", STEPS), latent, graph.seed,
-    )  # fmt: skip
-    effect = relative_rms(reference, without)
+    effect = relative_rms(reference, bare_picture(subject, graph.rows, graph.seed))
     for place in PLACES:
         trial = attempt(
             guider(place), sampler, sigmas, latent, reference, TOLERANCE, graph.around, graph.seed
         )
         yield {**row, "place": place, "effect": effect, **families.judged(trial)}
+
+
+@functools.cache
+def bare_picture(subject: Subject, rows: int, seed: int) -> list[Tensor]:
+    """What the network draws by Euler's steps with nothing around it."""
+    bare = Composition("nothing")
+    picture, _ = plain(
+        lambda: bare.guider(subject, subject.model),
+        bare.sampler(subject, subject.model),
+        levels(subject.model, "euler", STEPS),
+        subject.latent(rows),
+        seed,
+    )
+    return picture
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from .description import Network
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A MODEL and what it is asked: CONDITIONING and the LATENT of a number of rows."""
 

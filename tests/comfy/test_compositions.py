@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dizzydiff.benchmarks._compositions import COMPOSITIONS, Composition
+from dizzydiff.benchmarks._compositions import Composition, compositions
 from dizzydiff.benchmarks.composed import measure
 from dizzydiff.benchmarks.networks.families import NETWORKS
 from dizzydiff.benchmarks.networks.subject import Subject, make
@@ -30,7 +30,7 @@ def transformer() -> Subject:
     return make(NETWORKS["Flux"])
 
 
-@pytest.mark.parametrize("graph", COMPOSITIONS, ids=lambda graph: graph.name)
+@pytest.mark.parametrize("graph", compositions(), ids=lambda graph: graph.name)
 def test_a_graph_is_drafted_right_or_stands_aside_in_words(graph: Composition, transformer: Subject) -> None:
     rows = list(measure(transformer, graph))
     for row in rows:

@@ -13,8 +13,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
+from dizzydiff.benchmarks._compositions import another_pack
 from dizzydiff.benchmarks._drafted import PLACES, Watched, spread
-from dizzydiff.benchmarks._patches import centres_rows
 from dizzydiff.benchmarks._sampling import cfg_guider, draw, levels
 from dizzydiff.benchmarks.families import Setting, measure, possible
 from dizzydiff.benchmarks.networks.families import NETWORKS, unknown_families
@@ -70,7 +70,7 @@ def test_a_prediction_that_sees_the_other_rows_is_noticed(mixes: bool, expected:
         return model(*together, **extra_args)[:1]
 
     subject = make(NETWORKS["Flux"])
-    model = centres_rows(subject, subject.model) if mixes else subject.model
+    model = another_pack("patches").centres_rows(subject.model) if mixes else subject.model
     watched = Watched(comfy.samplers.KSAMPLER(asks_twice), None)
     guider = cfg_guider(model, subject.positive, subject.negative, 1.0)
     draw(guider, watched, levels(model, "euler", 4), subject.latent(1))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Patches as other packs put them on a MODEL, by what they do that a batch of several noise levels, another
-order of calls or another thread would break: they read one noise level, mix rows, or remember.
+"""Patches by what they do that a batch of several noise levels, another order of calls or another thread
+would break: they read one noise level, mix rows, or remember. Each is MODEL -> MODEL.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .networks.subject import Subject
-
-Patch = Callable[[Subject, Any], Any]
+Patch = Callable[[Any], Any]
 
 
 def reads_first_sigma(low: float, high: float) -> Patch:
     """Attention stronger while the first row's noise level lies between two shares of the run."""
 
-    def patch(_subject: Subject, model: Any) -> Any:
+    def patch(model: Any) -> Any:
         model = model.clone()
         sampling = model.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(share)) for share in (low, high))
@@ -34,7 +32,7 @@ def reads_first_sigma(low: float, high: float) -> Patch:
     return patch
 
 
-def asks_one_sigma(_subject: Subject, model: Any) -> Any:
+def asks_one_sigma(model: Any) -> Any:
     """A post-CFG function that takes the noise level as one number, and fails where there are several."""
     model = model.clone()
 
@@ -46,7 +44,7 @@ def asks_one_sigma(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def looks_up_step(_subject: Subject, model: Any) -> Any:
+def looks_up_step(model: Any) -> Any:
     """A block patch that finds its step among the sampled noise levels, as step switches do."""
     model = model.clone()
 
@@ -59,7 +57,7 @@ def looks_up_step(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def normalises_over_batch(_subject: Subject, model: Any) -> Any:
+def normalises_over_batch(model: Any) -> Any:
     model = model.clone()
 
     def normalised(call: dict[str, Any]) -> Tensor:
@@ -71,7 +69,7 @@ def normalises_over_batch(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def centres_rows(_subject: Subject, model: Any) -> Any:
+def centres_rows(model: Any) -> Any:
     """The rows of a batch drawn towards their mean, as style alignment does."""
     model = model.clone()
 
@@ -83,7 +81,7 @@ def centres_rows(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def every_second_call(_subject: Subject, model: Any) -> Any:
+def every_second_call(model: Any) -> Any:
     """A cache that answers every second call from the one before, whatever is asked."""
     model, memory = model.clone(), {"calls": 0}
 
@@ -99,7 +97,7 @@ def every_second_call(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def accumulates_change(_subject: Subject, model: Any) -> Any:
+def accumulates_change(model: Any) -> Any:
     """A cache that is reused while the input has changed little since, as TeaCache and its like are."""
     model, memory = model.clone(), {}
 
@@ -119,7 +117,7 @@ def accumulates_change(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def momentum(_subject: Subject, model: Any) -> Any:
+def momentum(model: Any) -> Any:
     """Guidance whose direction is a running mean over the calls before."""
     model, memory = model.clone(), {}
 
@@ -135,7 +133,7 @@ def momentum(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def counts_calls(_subject: Subject, model: Any) -> Any:
+def counts_calls(model: Any) -> Any:
     """Another strength at each call, by a counter."""
     model, memory = model.clone(), {"calls": 0}
 
@@ -147,7 +145,7 @@ def counts_calls(_subject: Subject, model: Any) -> Any:
     return model
 
 
-def sets_guider(_subject: Subject, model: Any) -> Any:
+def sets_guider(model: Any) -> Any:
     """A wrapper of predict_noise that sets the guider's CFG for a call and puts it back."""
     import comfy.patcher_extension
 
