@@ -12,7 +12,6 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,13 @@ def core_graphs() -> Iterator[Composition]:
         if name in LEFT_OUT:
             continue
         build = functools.partial(_core_nodes.make, name, kind)
-        slot = {"MODEL": "patch", "GUIDER": "guider", "SAMPLER": "sampler"}[str(_core_nodes.gives(kind))]
-        yield replace(Composition(name), **{slot: build})
+        match _core_nodes.gives(kind):
+            case "MODEL":
+                yield Composition(name, patch=build)
+            case "GUIDER":
+                yield Composition(name, guider=build)
+            case "SAMPLER":
+                yield Composition(name, sampler=build)
 
 
 def measure(subject: Subject, graph: Composition) -> Iterator[dict[str, Any]]:

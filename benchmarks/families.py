@@ -9,6 +9,7 @@ more than MARGIN tolerances off without a word.
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections import Counter
@@ -94,7 +95,7 @@ def measure(subject: Subject, models: dict[str, Any], setting: Setting) -> Itera
         if crash:
             yield {**row, "verdict": f"plain sampling crashes: {crash}"}
             continue
-        trial = attempt(lambda model=model: guider(model), sampler, sigmas, latent, reference, TOLERANCE)
+        trial = attempt(functools.partial(guider, model), sampler, sigmas, latent, reference, TOLERANCE)
         yield {**row, **judged(trial)}
 
 

@@ -83,7 +83,8 @@ def centres_rows(model: Any) -> Any:
 
 def every_second_call(model: Any) -> Any:
     """A cache that answers every second call from the one before, whatever is asked."""
-    model, memory = model.clone(), {"calls": 0}
+    memory: dict[str, Any] = {"calls": 0}
+    model = model.clone()
 
     def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
         memory["calls"] += 1
@@ -99,7 +100,8 @@ def every_second_call(model: Any) -> Any:
 
 def accumulates_change(model: Any) -> Any:
     """A cache that is reused while the input has changed little since, as TeaCache and its like are."""
-    model, memory = model.clone(), {}
+    memory: dict[str, Any] = {}
+    model = model.clone()
 
     def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
         x = call["input"]
@@ -119,7 +121,8 @@ def accumulates_change(model: Any) -> Any:
 
 def momentum(model: Any) -> Any:
     """Guidance whose direction is a running mean over the calls before."""
-    model, memory = model.clone(), {}
+    memory: dict[str, Any] = {}
+    model = model.clone()
 
     def guided(call: dict[str, Any]) -> Tensor:
         direction = call["cond"] - call["uncond"]
