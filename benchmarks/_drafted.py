@@ -8,6 +8,7 @@ This is the one place where the benchmarks of families and of compositions touch
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ class Heard(logging.Handler):
         self.lines.append((record.levelno, record.getMessage()))
 
     def said(self, level: int) -> list[str]:
-        return [text for at, text in self.lines if at >= level]
+        """What was said at least so loud, each sentence once."""
+        return list(dict.fromkeys(text for at, text in self.lines if at >= level))
 
 
 @contextmanager
@@ -197,7 +199,7 @@ def attempt(
             trial.crash = told(error)
             return trial
     trial.deviation = relative_rms(result, reference)
-    trial.warned = " ".join(heard.said(logging.WARNING))
+    trial.warned = " ".join(heard.said(logging.WARNING)).replace("DizzyDiff: ", "")
     widths = {len(states) for report in reports for states in report.rounds}
     if reports:
         trial.rounds = sum(len(report.rounds) for report in reports)
@@ -206,8 +208,13 @@ def attempt(
         trial.row_error = watched.error
         trial.verdict = "drafted in batches" if watched.batched else "drafted, a state a call"
     else:
-        trial.verdict = f"stands aside: {trial.warned or 'without a word'}"
+        trial.verdict = f"stands aside: {reason(trial.warned)}"
     return trial
+
+
+def reason(warned: str) -> str:
+    """What a warning that something is not drafted gives as its reason."""
+    return re.sub(r"^.*?(undrafted|without drafts): ", "", warned) or "without a word"
 
 
 def told(error: Exception) -> str:

@@ -37,3 +37,4 @@ def test_a_graph_is_drafted_right_or_stands_aside_in_words(graph: Composition, t
         assert "effect" in row, row["verdict"]
         assert row["effect"] > 1e-3 or graph.name in NO_EFFECT, "it would prove nothing"
         assert "failed" not in row, row
+        assert row["verdict"] != "stands aside: without a word"

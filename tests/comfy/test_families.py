@@ -51,7 +51,7 @@ def test_a_family_is_drafted_right_or_stands_aside_in_words(name: str) -> None:
     for row in measure(subject, models, setting):
         assert not row["verdict"].startswith("plain sampling crashes"), row["verdict"]
         assert "failed" not in row, row
-        assert row["rounds"] > 0 or "undrafted" in row["verdict"], "what stands aside says so"
+        assert row["verdict"] != "stands aside: without a word"
 
 
 def test_every_family_of_comfyui_is_in_the_table() -> None:
