@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which students and pipelines the user has, by the names shown in the lists."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .errors import MissingFile
-from .formats import inside, is_unet_config, takes_guidance
+from .errors import MissingFile, OutsideModelsFolder
+from .files import is_unet_config, takes_guidance
 
 EMBEDDED = "tiny"
+
+
+def inside(root: Path, name: str) -> Path:
+    """root/name. Raises OutsideModelsFolder for names that are absolute or climb out of root."""
+    if not name or name.startswith(("/", "\\")) or ":" in name or ".." in re.split(r"[/\\]", name):
+        raise OutsideModelsFolder(f"{name!r} is not a name inside {root}. Choose one from the list.")
+    return root / name
 
 
 def unet_folders(pipeline: Path) -> Iterator[str]:
@@ -67,6 +77,5 @@ def find_student(name: str, folders: Mapping[str, Path], roots: list[Path]) -> P
         return folders[name]
     raise MissingFile(
         f"{name}: the file is not there any more. Expected it under models/diffusion_models, "
-        f"models/checkpoints or "
-        "models/diffusers; restore it, or refresh the list and choose another."
+        "models/checkpoints or models/diffusers; restore it, or refresh the list and choose another."
     )

@@ -11,9 +11,9 @@ from comfy.diffusers_convert import convert_vae_state_dict
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 from comfy.supported_models_base import ClipTarget
 
-from . import formats
+from . import files
 from .errors import ConfigMismatch, UnsupportedModel
-from .formats import Config, Weights
+from .files import Config, Weights
 
 CLIP_VOCABULARY = 49408
 SD_VAE_CHANNELS = [128, 256, 512, 512]
@@ -23,9 +23,9 @@ def _read(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Config, 
     """Config and weights; fp8 tensors cast up to fp16, since these networks compute in wider types than they
     may be stored.
     """
-    config = formats.read_json(folder / "config.json")
-    weights, _ = formats.read_weights(formats.weight_files(folder, stem))
-    formats.check_finite(weights, str(folder))
+    config = files.read_json(folder / "config.json")
+    weights, _ = files.read_weights(files.weight_files(folder, stem))
+    files.check_finite(weights, str(folder))
     return config, {
         key: t.half() if t.is_floating_point() and t.element_size() == 1 else t for key, t in weights.items()
     }
@@ -37,8 +37,8 @@ def _check_filled(network: torch.nn.Module, weights: Weights, folder: Path) -> N
         if key not in weights or weights[key].shape != tensor.shape:
             found = list(weights[key].shape) if key in weights else "missing"
             raise ConfigMismatch(
-                f"{folder}: {key} is {found}; its config.json asks for {list(tensor.shape)}. "
-                "Expected a config and weights from the same model; download both again."
+                f"{folder}: {key} is {found}; its config.json asks for {list(tensor.shape)}. Expected a "
+                "config and weights from the same model; download both again."
             )
 
 
@@ -52,8 +52,7 @@ def load_clip(pipeline: Path, embeddings: list[str], disable_dynamic: bool = Fal
     ):
         raise UnsupportedModel(
             f"{folder}: {config.get('model_type')} with {config.get('vocab_size')} tokens; expected a CLIP "
-            f"text "
-            f"model with Stable Diffusion's {CLIP_VOCABULARY} tokens."
+            f"text model with Stable Diffusion's {CLIP_VOCABULARY} tokens."
         )
     if "embeddings.token_embedding.weight" in weights:
         weights = {f"text_model.{key}": tensor for key, tensor in weights.items()}
@@ -104,8 +103,8 @@ def load_vae(pipeline: Path) -> comfy.sd.VAE:
         )
     except (RuntimeError, KeyError) as error:
         raise ConfigMismatch(
-            f"{folder}: the weights are not those of an {kind} that ComfyUI can build ({error}). "
-            "Expected a config and weights from the same model; download both again."
+            f"{folder}: the weights are not those of an {kind} that ComfyUI can build ({error}). Expected a "
+            "config and weights from the same model; download both again."
         ) from error
     vae.throw_exception_if_invalid()
     vae.patcher.cached_patcher_init = (load_vae_patcher, (pipeline,))

@@ -1,43 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading students from disk: safetensors files, diffusers folders, the layout of a UNet, the noise schedule.
+"""What a UNet is made of, read off the shapes of its weights and checked against its config.
 
 torch only; everything is a plain value that ``loader`` hands to ComfyUI's own classes.
 """
 
-import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from .errors import (
-    ConfigMismatch,
-    DamagedFile,
-    MissingFile,
-    NoGuidanceInput,
-    NotFinite,
-    NotSafetensors,
-    OutsideModelsFolder,
-    UnsupportedModel,
-    WrongGuidanceShape,
-)
-
-Weights = dict[str, torch.Tensor]
-Config = Mapping[str, Any]
+from .errors import ConfigMismatch, UnsupportedModel, WrongGuidanceShape
+from .files import Config, Weights, check_finite
 
 GUIDANCE_KEY = "time_embedding.cond_proj.weight"
+"""Of C, diffusers' name."""
 PREFIXES = ("", "unet.", "model.diffusion_model.")
 FIRST_CONVOLUTIONS = ("conv_in.weight", "input_blocks.0.0.weight")
-CORE_GUIDANCE = re.compile(r"(^|\.)(guidance_in|time_text_embed\.guidance_embedder|time_guidance_embed)\.")
-SANA_SPRINT = re.compile(r"(^|\.)(cfg_embedder|time_embed\.guidance_embedder)\.")
 PREDICTION_MARKS = ("v_pred", "ztsnr")
 """Empty tensors by which Stable Diffusion checkpoints say how they were trained."""
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 # What ComfyUI's UNetModel computes; a config that says otherwise needs another network.
 FIXED_SETTINGS: Config = {
@@ -64,168 +47,30 @@ FIXED_SETTINGS: Config = {
 
 
 @dataclass(frozen=True)
-class UNetFolder:
-    """A diffusers UNet folder and the configs that travel with it."""
-
-    weights: tuple[Path, ...]
-    config: Config
-    scheduler: Config | None = None
-    vae: Config | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a network was trained to denoise.
-
-    prediction: "eps", "v", "x0" or "flow"; settings: core's ``sampling_settings``; trained_betas: [T] or
-    None;
-    lcm_steps: the K timesteps an LCM was distilled on, or None.
+class UNet:
+    """weights: in the file's own keys, without prefix. marks: of its prediction. arguments: of core's
+    UNetModel. guidance_width: columns of C, or None.
     """
 
-    prediction: str | None
-    settings: dict[str, Any] = field(default_factory=dict)
-    trained_betas: tuple[float, ...] | None = None
-    lcm_steps: int | None = None
+    weights: Weights
+    marks: frozenset[str]
+    arguments: dict[str, Any]
+    guidance_width: int | None
 
 
-def inside(root: Path, name: str) -> Path:
-    """root/name, refusing names that are absolute or climb out of root."""
-    if not name or name.startswith(("/", "\\")) or ":" in name or ".." in re.split(r"[/\\]", name):
-        raise OutsideModelsFolder(f"{name!r} is not a name inside {root}. Choose one from the list.")
-    return root / name
-
-
-def read_json(path: Path) -> Config:
-    """A JSON object from ``path``."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path}: not found. Restore the file or download the model again.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(value, dict):
-        raise DamagedFile(f"{path}: expected a JSON object. Download it again.")
-    return value
-
-
-def read_optional_json(path: Path) -> Config | None:
-    return read_json(path) if path.is_file() else None
-
-
-def read_weights(paths: Iterable[Path]) -> tuple[Weights, dict[str, Any]]:
-    """All tensors, memory-mapped, and the metadata (JSON values decoded) of one file or of a file's
-    shards.
+def read_unet(weights: Weights, config: Config | None, name: str) -> UNet:
+    """The UNet among the tensors of a file, or of a folder with its config. Raises StudentError where it is
+    broken, contradicts its config, or is of a kind that core's UNetModel cannot be.
     """
-    weights: Weights = {}
-    metadata: dict[str, Any] = {}
-    for path in paths:
-        check_header(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata.update({key: _decoded(text) for key, text in (file.metadata() or {}).items()})
-                weights.update({key: file.get_tensor(key) for key in file.keys()})
-        except SafetensorError as error:
-            raise DamagedFile(
-                f"{path}: the file is truncated or damaged ({error}). Expected a complete .safetensors file; "
-                "download it again and compare its size."
-            ) from error
-    return weights, metadata
-
-
-def check_header(path: Path) -> None:
-    """Refuse what is missing, a pickle, or no safetensors file, before anything reads it."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except FileNotFoundError as error:
-        raise MissingFile(
-            f"{path}: the file is not there any more. Restore it, or refresh the list and choose another."
-        ) from error
-    if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":
-        # Advice to the user, in words: the pack itself opens no pickle.
-        raise NotSafetensors(
-            f"{path}: this is a pickle, which can run any code when opened. Expected .safetensors: convert "
-            f"it "
-            "with safetensors.torch.save_file(torch.load(file, weights_only=True), new_file) where you "
-            "trust it."
-        )
-    if len(start) < 9:
-        raise DamagedFile(f"{path}: the file is truncated or empty ({len(start)} bytes). Download it again.")
-    if start[8:9] != b"{":
-        raise NotSafetensors(f"{path}: not a safetensors file. Expected a UNet in .safetensors format.")
-
-
-def _decoded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def check_finite(weights: Weights, name: str) -> None:
-    """Raise NotFinite for NaN or infinity; sums tensor by tensor, so a mapped file is read but not copied."""
-    for key, tensor in weights.items():
-        if tensor.is_floating_point():
-            total = (tensor.float() if tensor.element_size() == 1 else tensor).sum(dtype=torch.float32)
-            if not torch.isfinite(total):
-                raise NotFinite(
-                    f"{name}: {key} contains NaN or infinity. Expected finite weights: "
-                    "the file is broken or its training diverged; get another copy."
-                )
-
-
-def is_unet_config(path: Path) -> bool:
-    """Whether ``path`` is the config.json of a UNet2DConditionModel; unreadable ones are not."""
-    try:
-        return read_json(path).get("_class_name") == "UNet2DConditionModel"
-    except (MissingFile, DamagedFile):
-        return False
-
-
-def takes_guidance(config: Path) -> bool:
-    """Whether a readable config.json of a UNet asks for a guidance input."""
-    return bool(read_json(config).get("time_cond_proj_dim"))
-
-
-def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Path, ...]:
-    """The weights of a diffusers sub-model: full precision, else fp16, else shards."""
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).is_file():
-            return (folder / name,)
-    shards = tuple(sorted(folder.glob(f"{stem}-*-of-*.safetensors")))
-    if shards:
-        return shards
-    if list(folder.glob("*.bin")):
-        raise NotSafetensors(
-            f"{folder}: holds only pickles (.bin). Expected {stem}.safetensors: save the model again with "
-            "safe_serialization=True."
-        )
-    raise MissingFile(
-        f"{folder}: {stem}.safetensors not found. Download the folder again, with all its files."
-    )
-
-
-def read_unet_folder(folder: Path) -> UNetFolder:
-    """``folder`` is a UNet's own folder; scheduler and vae are looked for beside it."""
-    return UNetFolder(
-        weights=weight_files(folder),
-        config=read_json(folder / "config.json"),
-        scheduler=read_optional_json(folder.parent / "scheduler" / "scheduler_config.json"),
-        vae=read_optional_json(folder.parent / "vae" / "config.json"),
-    )
-
-
-def refuse_unsupported_family(keys: Iterable[str], name: str) -> None:
-    if any(SANA_SPRINT.search(key) for key in keys):
-        raise UnsupportedModel(
-            f"{name}: SANA-Sprint is not supported by your ComfyUI, which has no SANA network. "
-            "Expected a UNet student (LCM, cfg-distill), Flux or HunyuanVideo/Image."
-        )
-
-
-def understood_by_core(keys: Iterable[str]) -> bool:
-    """Whether ComfyUI itself feeds the guidance to this network (Flux, HunyuanVideo, HunyuanImage)."""
-    return any(CORE_GUIDANCE.search(key) for key in keys)
+    found = unet_weights(weights, name)
+    width = guidance_width(found, name)
+    marks = frozenset(key for key in PREDICTION_MARKS if found.pop(key, None) is not None)
+    arguments = read_layout(found, name)
+    if config is not None:
+        check_config(config, arguments, width, name)
+    arguments.update(read_heads(arguments, config, name))
+    check_finite(found, name)
+    return UNet(found, marks, arguments, width)
 
 
 def unet_weights(weights: Weights, name: str) -> Weights:
@@ -245,7 +90,10 @@ def unet_weights(weights: Weights, name: str) -> Weights:
 
 
 def guidance_width(weights: Weights, name: str) -> int | None:
-    """Columns of C after checking its shape, or None for a network without a guidance input."""
+    """Columns of C after checking its shape, or None for a network without a guidance input.
+
+    Raises WrongGuidanceShape.
+    """
     projection = weights.get(GUIDANCE_KEY)
     if projection is None:
         return None
@@ -256,14 +104,6 @@ def guidance_width(weights: Weights, name: str) -> int | None:
             f"1024], since the first convolution has {channels} channels. The file is damaged or mixed."
         )
     return projection.shape[1]
-
-
-def no_guidance_input(name: str) -> NoGuidanceInput:
-    return NoGuidanceInput(
-        f"{name}: this network has no guidance input ({GUIDANCE_KEY} is missing). Expected a "
-        "guidance-distilled student. Use Load Checkpoint or Load Diffusion Model for a file, "
-        "Load Student Pipeline for a diffusers folder."
-    )
 
 
 class WidthRatio(Fraction):
@@ -316,8 +156,7 @@ def _diffusers_blocks(weights: Weights, name: str) -> Blocks:
     if not levels or up_resnets != [n + 1 for n in reversed(resnets)]:
         raise UnsupportedModel(
             f"{name}: {resnets} residual blocks down and {up_resnets} up; ComfyUI's UNet needs one more up "
-            f"than "
-            "down on every level."
+            "than down on every level."
         )
     middle = _count(weights, "mid_block.resnets.{}.")
     return Blocks(
@@ -414,8 +253,7 @@ def read_heads(layout: Config, config: Config | None, name: str) -> dict[str, in
             return {"num_heads": -1, "num_head_channels": widths.pop()}
     raise UnsupportedModel(
         f"{name}: attention_head_dim {heads} for channels {channels}; ComfyUI's UNet needs the same number "
-        f"of "
-        "heads, or heads of the same width, on every level."
+        "of heads, or heads of the same width, on every level."
     )
 
 
@@ -442,42 +280,6 @@ def check_config(config: Config, layout: Config, width: int | None, name: str) -
         said = [said] if key == "layers_per_block" and isinstance(said, int) else said
         if (list(said) if isinstance(said, list | tuple) else said) != value:
             raise ConfigMismatch(
-                f"{name}: config.json says {key} = {config[key]!r}, the weights have {value!r}. "
-                "Expected a config and weights from the same model; download both again."
+                f"{name}: config.json says {key} = {config[key]!r}, the weights have {value!r}. Expected a "
+                "config and weights from the same model; download both again."
             )
-
-
-def read_schedule(config: Config | None, name: str) -> Schedule:
-    """A diffusers scheduler config (or a file's metadata) in core's terms; unset keys take diffusers'
-    defaults.
-    """
-    if not config or not {"_class_name", "prediction_type", "beta_schedule"} & set(config):
-        return Schedule(prediction=None)
-    if "FlowMatch" in config.get("_class_name", "") or config.get("prediction_type") == "flow_prediction":
-        return Schedule(
-            "flow", {"shift": float(config.get("shift", config.get("flow_shift", 1.0))), "multiplier": 1000}
-        )
-    predictions = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-    beta_schedules = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
-    prediction = config.get("prediction_type", "epsilon")
-    lcm = config.get("_class_name") == "LCMScheduler"
-    beta_schedule = config.get("beta_schedule", "scaled_linear" if lcm else "linear")
-    if prediction not in predictions or beta_schedule not in beta_schedules:
-        raise UnsupportedModel(
-            f"{name}: scheduler with prediction_type {prediction!r} and beta_schedule {beta_schedule!r}; "
-            f"expected one of {sorted(predictions)} and one of {sorted(beta_schedules)}."
-        )
-    betas = config.get("trained_betas")
-    settings = {
-        "beta_schedule": beta_schedules[beta_schedule],
-        "timesteps": int(config.get("num_train_timesteps", 1000)),
-        "linear_start": float(config.get("beta_start", 0.00085 if lcm else 0.0001)),
-        "linear_end": float(config.get("beta_end", 0.012 if lcm else 0.02)),
-        "zsnr": bool(config.get("rescale_betas_zero_snr", False)),
-    }
-    return Schedule(
-        predictions[prediction],
-        settings,
-        tuple(betas) if betas else None,
-        int(config.get("original_inference_steps", 50)) if lcm else None,
-    )
