@@ -15,17 +15,20 @@ from PIL import Image
 
 from ..common.pictures import image_of
 from ..students.distill import plot
+from ..students.distill.errors import UnsupportedTeacher
 from ..students.distill.plan import Plan
 from ..students.distill.run import Job, Running, distill
 from ..students.distill.several import distill_several
 from ..students.distill.training import Progress
+from ..students.guidance import HIGHEST_SCALE
 from ..students.library import inside
 from ..students.student_model import student_of, students_of
 from .distill_inputs import all_inputs
+from .inputs import check_range
 from .students import CATEGORY
 
 PREVIEW_EVERY, PREVIEWED = 100, 4
-FOLDER = "diffusion_models"
+FOLDER, SUFFIX = "diffusion_models", ".safetensors"
 
 
 class DistillGuidance(io.ComfyNode):
@@ -58,8 +61,11 @@ class DistillGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, g_min: float = 1.0, g_max: float = 8.0) -> bool | str:
-        if g_min >= g_max:
+    def validate_inputs(cls, g_min: float | None = 1.0, g_max: float | None = 8.0) -> bool | str:
+        for name, value in (("g_min", g_min), ("g_max", g_max)):
+            if (wrong := check_range(name, value, 0.0, HIGHEST_SCALE)) is not True:
+                return wrong
+        if g_min is not None and g_max is not None and g_min >= g_max:
             return (
                 f"g_min is {g_min:g} and g_max {g_max:g}: expected the lower scale in g_min, such as 1 and 8."
             )
@@ -89,8 +95,7 @@ class DistillGuidance(io.ComfyNode):
         sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         steps = 0 if student_steps == "any" else int(student_steps)
-        downscale = latent.get("downscale_ratio_spacial")
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], downscale)
+        samples = latents_of(model, latent)
         job = Job(
             teacher=model,
             teacher_name=type(model.model.model_config).__name__,
@@ -117,6 +122,17 @@ class DistillGuidance(io.ComfyNode):
         return io.NodeOutput(*trained(job, students))
 
 
+def latents_of(model: Any, latent: dict) -> torch.Tensor:
+    """A LATENT's rows with the channels of the model. Raises UnsupportedTeacher."""
+    if getattr(latent["samples"], "is_nested", False):
+        raise UnsupportedTeacher(
+            "The latent holds several parts, such as video and sound: such models cannot be distilled. "
+            "Expected a latent of pictures alone."
+        )
+    downscale = latent.get("downscale_ratio_spacial")
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], downscale)
+
+
 def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
     """The student as MODEL, and a plot of each training as one IMAGE."""
     show = Show(job.teacher, sum(job.plan.scales) / 2)
@@ -131,9 +147,12 @@ def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
 
 
 def student_path(name: str) -> Path:
-    """Where a student of this name is saved; raises OutsideModelsFolder."""
-    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
-    return inside(root, name.strip().removesuffix(".safetensors") + ".safetensors")
+    """Where a student of this name is, or is to be saved; raises OutsideModelsFolder."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
+    paths = [inside(root, name.strip().removesuffix(SUFFIX) + SUFFIX) for root in roots]
+    own = [path for root, path in zip(roots, paths, strict=True) if root.name == FOLDER]
+    begun = [path for path in paths if path.is_file()]
+    return [*begun, *own, *paths][0]
 
 
 class Show:

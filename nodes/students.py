@@ -13,11 +13,12 @@ from comfy_api.latest import io
 
 from ..students import library
 from ..students.errors import BadScales
-from ..students.guidance import parse_scales
+from ..students.guidance import HIGHEST_SCALE, parse_scales, scales_tensor
 from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
 from ..students.sampler import sample_student_native
 from ..students.student_model import IN_MEMORY, load_student
+from .inputs import check_range
 
 CATEGORY = "DizzyDiff/students"
 EMBEDDED = Path(__file__).parent.parent / "tiny"
@@ -171,9 +172,16 @@ class StudentGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, guidance: float = 4.0, second_guidance: float = 4.0) -> bool | str:
+        first = check_range("guidance", guidance, 0.0, HIGHEST_SCALE)
+        return check_range("second_guidance", second_guidance, 0.0, HIGHEST_SCALE) if first is True else first
+
+    @classmethod
     def execute(
         cls, conditioning: list, guidance: float, second_guidance: float | None = None
     ) -> io.NodeOutput:
+        for given in (guidance, second_guidance):
+            scales_tensor(given, guidance)
         values = {
             "guidance": guidance,
             **({} if second_guidance is None else {"guidance_2": second_guidance}),
@@ -210,9 +218,9 @@ class GuidanceSweep(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, scales: str = "1") -> bool | str:
+    def validate_inputs(cls, scales: str | None = "1") -> bool | str:
         try:
-            parse_scales(scales)
+            parse_scales("1" if scales is None else scales)
         except BadScales as error:
             return str(error)
         return True
@@ -263,6 +271,10 @@ class StudentSampler(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, eta: float = 1.0) -> bool | str:
+        return check_range("eta", eta, 0.0, 1.0)
 
     @classmethod
     def execute(cls, eta: float) -> io.NodeOutput:

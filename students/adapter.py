@@ -70,18 +70,50 @@ def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], name:
             "disconnect the teacher."
         )
     lora = {key: value for key, value in tensors.items() if key.startswith(LAYERS)}
+    projection = tensors.get(PROJECTION)
     if (
-        PROJECTION not in tensors
-        or any(key not in metadata for key in NEEDED_METADATA)
-        or any(key.replace("lora_up", "lora_down") not in lora for key in lora)
+        projection is None
+        or not is_matrix(projection)
+        or not isinstance(metadata.get("time_layer"), str)
+        or not isinstance(metadata.get("teacher"), str)
+        or "guidance_scale_range" not in metadata
+        or not lora
+        or not all(map(is_pair, *pairs_of(lora)))
     ):
         raise DamagedFile(
-            f"{name}: the file of a distilled student lacks some of its parts. Expected LoRA pairs, "
-            f"{PROJECTION} and the metadata {', '.join(NEEDED_METADATA)}: get another copy, or distill again."
+            f"{name}: the file of a distilled student lacks some of its parts. Expected LoRA pairs of equal "
+            f"rank, {PROJECTION} and the metadata {', '.join(NEEDED_METADATA)}: get another copy, or distill "
+            "again."
         )
-    projection = tensors[PROJECTION]
+    files.check_finite({**lora, PROJECTION: projection}, name)
     guidance = guidance_input(projection.shape[1], metadata, name)
     return Adapter(lora, projection, metadata["time_layer"], metadata["teacher"], guidance, metadata)
+
+
+def pairs_of(lora: Mapping[str, Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """lora_up and lora_down of every layer that has one of them; None for a half, or a key that is
+    neither.
+    """
+    layers = dict.fromkeys(key.replace(".lora_down.", ".lora_up.") for key in lora)
+    return [lora.get(up) for up in layers], [
+        lora.get(up.replace(".lora_up.", ".lora_down.")) for up in layers
+    ]
+
+
+def is_pair(up: Tensor | None, down: Tensor | None) -> bool:
+    """up [out, rank] and down [rank, in]."""
+    return (
+        up is not None
+        and down is not None
+        and up is not down
+        and is_matrix(up)
+        and is_matrix(down)
+        and up.shape[1] == down.shape[0]
+    )
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and tensor.is_floating_point() and tensor.numel() > 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +130,7 @@ class Manifest:
     def adapter(self, number: int) -> Adapter:
         """The student of a region, read anew. Raises StudentError."""
         path = self.path.with_name(self.files[number])
-        return adapter_of(*files.read_weights((path,), finite=True), path.name)
+        return adapter_of(*files.read_weights((path,), mapped=False), path.name)
 
 
 def manifest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> Manifest:
@@ -106,6 +138,7 @@ def manifest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path
     names, centres = metadata.get("files"), tensors.get(CENTRES)
     if (
         centres is None
+        or not is_matrix(centres)
         or not isinstance(names, list)
         or len(names) != len(centres)
         or not names
@@ -115,12 +148,13 @@ def manifest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path
             f"{path.name}: the manifest of several students lacks some of its parts. Expected {CENTRES} and "
             "the name of a file beside it for each: get another copy, or distill again."
         )
+    files.check_finite({CENTRES: centres}, path.name)
     return Manifest(path, centres, tuple(names))
 
 
 def read(path: Path, name: str) -> Adapter | Manifest:
     """Raises StudentError for what is no complete file of Distill Guidance."""
-    tensors, metadata = ({}, {}) if path.is_dir() else files.read_weights((path,), finite=True)
+    tensors, metadata = ({}, {}) if path.is_dir() else files.read_weights((path,), mapped=False)
     if is_manifest(metadata):
         return manifest_of(tensors, metadata, path)
     return adapter_of(tensors, metadata, name)

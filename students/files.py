@@ -6,6 +6,8 @@ before it is used, and what is wrong with it is said with its name.
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import DamagedFile, MissingFile, NotFinite, NotSafetensors
+from .errors import ConfigMismatch, DamagedFile, MissingFile, NotFinite, NotSafetensors
 
 Weights = dict[str, torch.Tensor]
 Config = Mapping[str, Any]
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+LARGEST_JSON = 16 * 2**20
+"""Bytes: no config is near it."""
+MOST_SHARDS = 10_000
 HEADER_STARTS_AT = 8
 """Bytes: a safetensors file begins with the length of its header, then the header, a JSON object."""
 
@@ -38,12 +43,15 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> Config:
-    """A JSON object. Raises MissingFile or DamagedFile."""
+    """A JSON object. Raises MissingFile, or DamagedFile for whatever cannot be read as one."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_JSON:
+            raise DamagedFile(f"{path}: not a file, or too large for a config. Expected a JSON object.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFile(f"{path}: not found. Restore the file or download the model again.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, or numbers beyond all bounds
         raise DamagedFile(f"{path}: not valid JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path}: expected a JSON object. Download it again.")
@@ -54,10 +62,24 @@ def read_optional_json(path: Path) -> Config | None:
     return read_json(path) if path.is_file() else None
 
 
-def read_weights(paths: Iterable[Path], finite: bool = False) -> tuple[Weights, dict[str, Any]]:
-    """All tensors, memory-mapped, and the metadata (JSON values decoded) of one file or of a file's shards.
+def number_in(config: Config, key: str, default: float, between: tuple[float, float], name: str) -> float:
+    """A setting. Raises ConfigMismatch unless it is a number from the lower to the higher one; ``name`` of
+    whose config, for the message.
+    """
+    value, (low, high) = config.get(key, default), between
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigMismatch(
+            f"{name}: the config says {key} = {str(value)[:40]}; expected a number from {low:g} to {high:g}. "
+            "Download it again."
+        )
+    return float(value)
 
-    Raises MissingFile, NotSafetensors or DamagedFile; NotFinite where all are to be ``finite`` and are not.
+
+def read_weights(paths: Iterable[Path], mapped: bool = True) -> tuple[Weights, dict[str, Any]]:
+    """All tensors and the metadata (JSON values decoded) of one file or of a file's shards.
+
+    mapped: the tensors stay in the file, which Windows then lets nobody replace; else they are read into
+    memory. Raises MissingFile, NotSafetensors or DamagedFile.
     """
     weights: Weights = {}
     metadata: dict[str, Any] = {}
@@ -66,14 +88,14 @@ def read_weights(paths: Iterable[Path], finite: bool = False) -> tuple[Weights, 
         try:
             with safe_open(path, framework="pt") as file:
                 metadata.update({key: _decoded(text) for key, text in (file.metadata() or {}).items()})
-                weights.update({key: file.get_tensor(key) for key in file.keys()})
+                for key in file.keys():
+                    tensor = file.get_tensor(key)
+                    weights[key] = tensor if mapped else tensor.clone()
         except SafetensorError as error:
             raise DamagedFile(
                 f"{path}: the file is truncated or damaged ({error}). Expected a complete .safetensors file; "
                 "download it again and compare its size."
             ) from error
-        if finite:
-            check_finite(weights, path.name)
     return weights, metadata
 
 
@@ -103,7 +125,7 @@ def check_header(path: Path) -> None:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -119,28 +141,15 @@ def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
                 )
 
 
-def is_unet_config(path: Path) -> bool:
-    """Whether ``path`` is the config.json of a UNet2DConditionModel; unreadable ones are not."""
-    try:
-        return read_json(path).get("_class_name") == "UNet2DConditionModel"
-    except (MissingFile, DamagedFile):
-        return False
-
-
-def takes_guidance(config: Path) -> bool:
-    """Whether a readable config.json of a UNet asks for a guidance input."""
-    return bool(read_json(config).get("time_cond_proj_dim"))
-
-
 def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Path, ...]:
-    """The weights of a diffusers sub-model: full precision, else fp16, else shards.
+    """The weights of a diffusers sub-model: full precision, else fp16; in one file, else in shards.
 
-    Raises NotSafetensors or MissingFile.
+    Raises NotSafetensors, MissingFile, or DamagedFile where shards of several downloads lie together.
     """
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
         if (folder / name).is_file():
             return (folder / name,)
-    shards = tuple(sorted(folder.glob(f"{stem}-*-of-*.safetensors")))
+    shards = shards_in(folder, stem)
     if shards:
         return shards
     if list(folder.glob("*.bin")):
@@ -153,8 +162,39 @@ def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[P
     )
 
 
+def shards_in(folder: Path, stem: str) -> tuple[Path, ...]:
+    """The shards of a model in full precision, else in fp16, by diffusers' names of today and of before 0.30
+    (STEM.fp16-00001-of-00002, STEM-00001-of-00002.fp16). Raises MissingFile or DamagedFile.
+    """
+    pattern = re.compile(re.escape(stem) + r"(\.fp16)?-(\d+)-of-(\d+)(\.fp16)?\.safetensors")
+    sets: dict[tuple[str, str], dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        found = pattern.fullmatch(path.name)
+        if found:
+            before, number, count, after = found.groups(default="")
+            sets.setdefault((before or after, count), {})[int(number)] = path
+    variant = "" if any(not variant for variant, _ in sets) else ".fp16"
+    chosen = {count: paths for (each, count), paths in sets.items() if each == variant}
+    if not chosen:
+        return ()
+    if len(chosen) > 1:
+        raise DamagedFile(
+            f"{folder}: holds shards of several downloads, of {' and of '.join(sorted(chosen))} files. "
+            "Expected those of one: remove the others."
+        )
+    ((count, paths),) = chosen.items()
+    missing = sorted(set(range(1, int(count) + 1)) - set(paths)) if int(count) <= MOST_SHARDS else [1]
+    if missing or len(paths) != int(count):
+        raise MissingFile(
+            f"{folder}: shard {missing[0] if missing else 0} of {int(count)} of {stem}{variant} is missing. "
+            "Expected all of them: download the folder again."
+        )
+    return tuple(paths[number] for number in sorted(paths))
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """``path`` is a file, or a UNet's own folder, whose scheduler and vae are looked for beside it.
+    """``path`` is a file, or a UNet's own folder. Its scheduler is looked for beside it and in it, its vae
+    beside it.
 
     Raises MissingFile, NotSafetensors or DamagedFile.
     """
@@ -165,6 +205,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         weights,
         metadata,
         config=read_json(path / "config.json"),
-        scheduler=read_optional_json(path.parent / "scheduler" / "scheduler_config.json"),
+        scheduler=read_optional_json(path.parent / "scheduler" / "scheduler_config.json")
+        or read_optional_json(path / "scheduler_config.json"),
         vae=read_optional_json(path.parent / "vae" / "config.json"),
     )

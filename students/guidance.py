@@ -19,6 +19,8 @@ import torch
 from .errors import BadScales, ConfigMismatch, WrongGuidanceShape
 
 DEFAULT_SCALE = 4.0
+HIGHEST_SCALE = 100.0
+"""Of the nodes' inputs."""
 WEIGHT_CONVENTIONS = {"g - 1": 1.0, "g": 0.0}
 """What ``guidance_weight`` may say in a config or in metadata -> offset, w = g - offset."""
 
@@ -114,7 +116,7 @@ class GuidanceInput:
         Integers, because ComfyUI casts float conditions to the model's dtype, and 1000 w does not survive
         fp16 or bf16.
         """
-        return torch.round(1000.0 * (scales.double() - self.offset)).long()
+        return torch.round(1000.0 * (scales.cpu().double() - self.offset)).long()
 
     def warn_outside(self, scales: torch.Tensor, name: str) -> None:
         """Log a warning if any g lies outside the trained range."""
@@ -150,7 +152,7 @@ def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> Guidan
     declared = settings.get("guidance_weight")
     if declared is None:
         offset, scale_range = family.offset, family.scale_range
-    elif declared in WEIGHT_CONVENTIONS:
+    elif declared in list(WEIGHT_CONVENTIONS):
         offset, scale_range = WEIGHT_CONVENTIONS[declared], None
     else:
         raise ConfigMismatch(
@@ -169,9 +171,9 @@ def distilled_guidance(scales: tuple[float, float]) -> GuidanceInput:
 def _range_of(stated: Any, name: str) -> tuple[float, float]:
     try:
         low, high = (float(g) for g in stated)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = math.nan, math.nan
-    if not low <= high:
+    if not 0 <= low <= high <= HIGHEST_SCALE:
         raise ConfigMismatch(
             f"{name}: guidance_scale_range is {stated!r}; expected [low, high]. Correct it in the config."
         )
@@ -214,10 +216,17 @@ def guidance_embedding(milliweights: torch.Tensor, guidance: GuidanceInput) -> t
 
 
 def scales_tensor(guidance: float | Sequence[float] | torch.Tensor | None, default: float) -> torch.Tensor:
-    """The conditioning's guidance as a float64 vector [N]: one g, or one a row of the batch."""
+    """The conditioning's guidance as a float64 vector [N] on the CPU: one g, or one a row of the batch.
+
+    Raises BadScales for NaN and infinity.
+    """
     if guidance is None:
         guidance = default
-    return torch.as_tensor(guidance, dtype=torch.float64).reshape(-1).cpu()
+    given = guidance.detach().cpu() if isinstance(guidance, torch.Tensor) else guidance
+    scales = torch.as_tensor(given, dtype=torch.float64).reshape(-1)
+    if not bool(scales.isfinite().all()):
+        raise BadScales(f"guidance: got {scales.tolist()}; expected finite numbers, such as 4.")
+    return scales
 
 
 def parse_scales(text: str) -> list[float]:
@@ -230,7 +239,7 @@ def parse_scales(text: str) -> list[float]:
         scales = [float(word) for word in words]
     except ValueError:
         scales = []
-    if not scales or not all(0.0 <= g <= 100.0 for g in scales):
+    if not scales or not all(0.0 <= g <= HIGHEST_SCALE for g in scales):
         raise BadScales(
             f'scales: got "{text}"; expected numbers from 0 to 100 separated by commas, such as "1, 2, 4, 8".'
         )

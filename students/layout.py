@@ -17,7 +17,7 @@ from .files import Config, Weights, check_finite
 
 GUIDANCE_KEY = "time_embedding.cond_proj.weight"
 """Of C, diffusers' name."""
-PREFIXES = ("", "unet.", "model.diffusion_model.")
+PREFIXES = ("", "unet.", "model.diffusion_model.", "diffusion_model.", "module.", "module.unet.")
 FIRST_CONVOLUTIONS = ("conv_in.weight", "input_blocks.0.0.weight")
 PREDICTION_MARKS = ("v_pred", "ztsnr")
 """Empty tensors by which Stable Diffusion checkpoints say how they were trained."""
@@ -69,8 +69,19 @@ def read_unet(weights: Weights, config: Config | None, name: str) -> UNet:
     if config is not None:
         check_config(config, arguments, width, name)
     arguments.update(read_heads(arguments, config, name))
+    check_floating(found, name)
     check_finite(found, name)
     return UNet(found, marks, arguments, width)
+
+
+def check_floating(weights: Weights, name: str) -> None:
+    """Raise UnsupportedModel for integers: quantised weights mean nothing without their scales."""
+    for key, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UnsupportedModel(
+                f"{name}: {key} holds {tensor.dtype}. Expected weights in fp32, fp16, bf16 or fp8: get the "
+                "model in one of them."
+            )
 
 
 def unet_weights(weights: Weights, name: str) -> Weights:
@@ -243,17 +254,16 @@ def read_heads(layout: Config, config: Config | None, name: str) -> dict[str, in
         )
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     channels = [int(m * layout["model_channels"]) for m in layout["channel_mult"]]
-    if isinstance(heads, int):
-        return {"num_heads": heads, "num_head_channels": -1}
-    if len(heads) == len(channels):
-        if len(set(heads)) == 1:
-            return {"num_heads": heads[0], "num_head_channels": -1}
-        widths = {c // h for c, h in zip(channels, heads, strict=True)}
+    given = heads if isinstance(heads, list | tuple) else [heads] * len(channels)
+    if len(given) == len(channels) and all(type(n) is int and 0 < n <= min(channels) for n in given):
+        if len(set(given)) == 1:
+            return {"num_heads": given[0], "num_head_channels": -1}
+        widths = {c // h for c, h in zip(channels, given, strict=True)}
         if len(widths) == 1:
             return {"num_heads": -1, "num_head_channels": widths.pop()}
     raise UnsupportedModel(
-        f"{name}: attention_head_dim {heads} for channels {channels}; ComfyUI's UNet needs the same number "
-        "of heads, or heads of the same width, on every level."
+        f"{name}: attention_head_dim {str(heads)[:40]} for channels {channels}; ComfyUI's UNet needs the "
+        "same number of heads, or heads of the same width, on every level."
     )
 
 

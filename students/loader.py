@@ -26,7 +26,7 @@ from .files import Checkpoint, Config, Weights
 from .guidance import Applied, family_elsewhere, guidance_input
 from .layout import GUIDANCE_KEY, UNet, read_unet
 from .networks import GuidedModel, GuidedSDXL
-from .schedule import Schedule, read_schedule, usual_schedule
+from .schedule import Schedule, schedule_of
 
 WEIGHT_DTYPES: Mapping[str, torch.dtype | None] = {
     "default": None,
@@ -127,16 +127,11 @@ def describe(unet: UNet, found: Checkpoint, name: str) -> tuple[Any, Weights]:
     model_config.guidance = None
     if unet.guidance_width is not None:
         model_config.guidance = guidance_input(unet.guidance_width, found.config or found.metadata, name)
-    settings = found.metadata if found.config is None else found.scheduler
-    model_config.schedule = read_schedule(settings, name) or usual_schedule(
-        model_config.guidance,
-        declared=settings is not None and "guidance_weight" in settings,
-        marks=unet.marks,
-        detected_v=model_config.model_type(weights) == ModelType.V_PREDICTION,
-    )
+    detected_v = model_config.model_type(weights) == ModelType.V_PREDICTION
+    model_config.schedule = schedule_of(found, model_config.guidance, unet.marks, detected_v, name)
     model_config.sampling_settings.update(model_config.schedule.settings)
     if found.vae is not None:
-        model_config.latent_format = latent_format(found.vae)
+        model_config.latent_format = latent_format(found.vae, name)
     return model_config, weights
 
 
@@ -168,17 +163,17 @@ def model_config_of(unet: UNet, config: Config | None) -> Any:
     return model_config
 
 
-def latent_format(vae: Config) -> comfy.latent_formats.LatentFormat:
+def latent_format(vae: Config, name: str) -> comfy.latent_formats.LatentFormat:
     """Core's format of this VAE's scale; a plain one for a VAE core does not know, with the config's preview
-    factors if any.
+    factors if any. Raises ConfigMismatch.
     """
-    scale = float(vae.get("scaling_factor", 0.18215))
+    scale = files.number_in(vae, "scaling_factor", 0.18215, (1e-6, 1e6), name)
     known = {0.18215: comfy.latent_formats.SD15, 0.13025: comfy.latent_formats.SDXL}
     if scale in known and "latent_rgb_factors" not in vae:
         return known[scale]()
     plain = comfy.latent_formats.LatentFormat()
     plain.scale_factor = scale
-    plain.latent_channels = int(vae.get("latent_channels", 4))
+    plain.latent_channels = int(files.number_in(vae, "latent_channels", 4, (1, 1024), name))
     plain.latent_rgb_factors = vae.get("latent_rgb_factors")
     plain.latent_rgb_factors_bias = vae.get("latent_rgb_bias")
     return plain

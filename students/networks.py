@@ -95,7 +95,9 @@ class GuidedModel(BaseModel):
         g = scales_tensor(kwargs.get("guidance"), self.guidance.default_scale)
         if self.guidance.signals == 2:
             second = kwargs.get("guidance_2")
-            g = torch.stack([g, (g if second is None else scales_tensor(second, 0.0)).expand_as(g)], dim=1)
+            g = torch.stack(
+                torch.broadcast_tensors(g, g if second is None else scales_tensor(second, 0.0)), 1
+            )
         self.guidance.warn_outside(g, self.model_config.name)
         out["milliweights"] = comfy.conds.CONDRegular(self.guidance.milliweights(g).to(kwargs["device"]))
         return out

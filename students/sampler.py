@@ -55,6 +55,8 @@ def sample_student(
     of the forward process. Rising sigmas at eta 0 are the encoder run: from a picture to the noise it could
     have come from. Raises BadSigmas at eta > 0.
     """
+    if not 0.0 <= eta <= 1.0:
+        raise BadSigmas(f"eta: got {eta}; expected a number from 0 to 1.")
     if eta > 0.0 and bool((sigmas[1:] > sigmas[:-1]).any()):
         raise BadSigmas(
             f"Sigmas that rise, from {sigmas[0]:g} to {sigmas[-1]:g}, with eta {eta:g}. Noise is only added "

@@ -86,7 +86,8 @@ def check_teacher(teacher: Any, adapter: Adapter, name: str) -> None:
         for layer in adapter.layers
         if not _fits(modules.get(layer.removeprefix(LAYERS)), adapter, layer)
     ]
-    if unfit or adapter.time_layer not in modules:
+    time_layer = modules.get(adapter.time_layer)
+    if unfit or getattr(time_layer, "in_features", None) != len(adapter.projection):
         raise WrongTeacher(
             f"{name} was distilled from {adapter.teacher_name}, and this model is of another kind: "
             f"{len(unfit)} layers such as {(unfit or [adapter.time_layer])[0]} are missing or of another "
@@ -126,14 +127,14 @@ def guided_model(teacher: Any, guidance: GuidanceInput, name: str, wrapper: Call
 
 class GuidedConditions:
     """``extra_conds`` with 1000 w of the conditioning key ``guidance`` (g, or one g a row) beside the model's
-    own conditions.
+    own conditions, which do not see that key: the teacher was asked without it.
     """
 
     def __init__(self, original: Callable[..., dict[str, Any]], guidance: GuidanceInput, name: str) -> None:
         self.original, self.guidance, self.name = original, guidance, name
 
     def __call__(self, **kwargs: Any) -> dict[str, Any]:
-        g = scales_tensor(kwargs.get("guidance"), self.guidance.default_scale)
+        g = scales_tensor(kwargs.pop("guidance", None), self.guidance.default_scale)
         self.guidance.warn_outside(g, self.name)
         return {
             **self.original(**kwargs),
@@ -158,10 +159,10 @@ class GuidanceWrapper:
 class Router:
     """An APPLY_MODEL wrapper: every row is answered by the student in whose region its prompt lies."""
 
-    def __init__(self, centres: Tensor, load: Callable[[int], Adapter], in_memory: int) -> None:
-        self.centres = centres
+    def __init__(self, manifest: Manifest, in_memory: int) -> None:
+        self.centres = manifest.centres
         self.applied = functools.lru_cache(maxsize=in_memory)(
-            lambda number, device: AppliedLoRA(load(number))
+            lambda number, device: AppliedLoRA(manifest.adapter(number))
         )
 
     def __call__(

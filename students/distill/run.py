@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +19,15 @@ from torch import Tensor
 from ...common.fingerprint import fingerprint
 from ...common.steps import euler_step, per_row
 from .. import files
-from ..adapter import Adapter, adapter_of
+from ..adapter import ADAPTER_FORMAT, Adapter, adapter_of
 from ..guidance import distilled_guidance
 from . import saving
-from .errors import CannotSave, NoPrompts, OtherTraining
+from .checks import check_gradient, check_teacher
+from .errors import BadPlan, CannotSave, NoPrompts, OtherTraining
+from .failures import saying_out_of_memory, saying_what_fails
 from .memory import check_memory
 from .plan import NO_PROMPTS, Plan, stages_of
 from .teacher import noise_levels, trainable, versions
-from .time_layer import time_layer_of
 from .trainable import AdapterShape, Prompts, TrainableStudent
 from .training import Progress, Training
 
@@ -143,9 +145,10 @@ def distill(job: Job, observe: Observer = lambda running, progress: None) -> Res
     """
     if not job.prompts:
         raise NoPrompts(NO_PROMPTS)
-    with gradients():
-        metadata = _metadata(job)
-        state = _state_of_file(job, metadata)
+    saving.check_target(job.path)
+    check_inputs(job)
+    with gradients(), saying_out_of_memory():
+        state = _state_of_file(job)
         student = TrainableStudent(
             trainable(job.teacher),
             Prompts(map(job.encode, job.prompts), job.encode(job.negative)),
@@ -153,6 +156,7 @@ def distill(job: Job, observe: Observer = lambda running, progress: None) -> Res
             AdapterShape(distilled_guidance(job.plan.scales), job.plan.rank, job.plan.seed),
             job.teacher_name,
         )
+        metadata = _metadata(job, student.time_layer)
         distribution = student.distribution(job.plan.scales, job.latents)
         training = Training(student, stages_of(job.plan, distribution, levels_of(job, student)), job.plan)
         if state is not None:
@@ -180,22 +184,66 @@ def _train(running: Running, observe: Observer) -> None:
         observe(running, progress)
 
     with student.training(job.checkpointing):
-        student.check_guidable(running.distribution)
-        check_memory(student, running.distribution, job.plan.batch)
+        with saying_what_fails(job.teacher_name, job.shape):
+            check_teacher(student, running.distribution)
+            check_memory(student, running.distribution, job.plan.batch)
+            check_gradient(student, running.distribution)
         try:
             training.run(after)
         except CannotSave:
             raise
         except BaseException:  # interruption by the user is one, and must not lose what there is
-            save()
+            _save_at_least(save)
             raise
         save()
 
 
-def _metadata(job: Job) -> dict[str, Any]:
-    """The file's metadata but for the progress: equal metadata train equal students. Its keys are those of
-    files that stand on disks.
-    """
+def _save_at_least(save: Callable[[], None]) -> None:
+    """An interruption stays one, also where there is no room for what it interrupts."""
+    try:
+        save()
+    except CannotSave as error:
+        logging.error("%s", error)
+
+
+def check_inputs(job: Job) -> None:
+    """Raise BadPlan for pictures and sigmas that nothing can be learned from."""
+    if job.latents is not None and not bool(job.latents.isfinite().all()):
+        raise BadPlan(
+            "The pictures' latents contain NaN or infinity. Expected finite numbers: encode the pictures "
+            "again."
+        )
+    sigmas = job.stage_two_sigmas
+    if sigmas is None or not job.plan.steps:
+        return
+    if (
+        sigmas.ndim != 1
+        or len(sigmas) != job.plan.first_steps + 1
+        or not bool(sigmas.isfinite().all())
+        or not bool((sigmas[1:] < sigmas[:-1]).all())
+        or float(sigmas[-1]) < 0.0
+    ):
+        raise BadPlan(
+            f"The sigmas of stage two are {[round(each, 4) for each in sigmas.flatten()[:8].tolist()]}. "
+            "Expected them to fall from step to step: connect those of a scheduler."
+        )
+
+
+def _metadata(job: Job, time_layer: str) -> dict[str, Any]:
+    """The file's metadata but for the progress."""
+    metadata = saving.adapter_metadata(
+        teacher=fingerprint(job.teacher),
+        teacher_name=job.teacher_name,
+        time_layer=time_layer,
+        scales=job.plan.scales,
+        plan=_plan_on_disk(job),
+        versions=versions(),
+    )
+    return json.loads(json.dumps(metadata))
+
+
+def _plan_on_disk(job: Job) -> dict[str, Any]:
+    """Equal plans of equal teachers train equal students. The keys are those of files that stand on disks."""
     sigmas = job.stage_two_sigmas
     plan = {
         **asdict(job.plan),
@@ -206,28 +254,22 @@ def _metadata(job: Job) -> dict[str, Any]:
         "prompts_sha256": hashlib.sha256("\n".join(job.prompts).encode()).hexdigest(),
         "borders": None if sigmas is None else sigmas.tolist(),
     }
-    metadata = saving.adapter_metadata(
-        teacher=fingerprint(job.teacher),
-        teacher_name=job.teacher_name,
-        time_layer=time_layer_of(job.teacher.model.diffusion_model, job.teacher_name),
-        scales=job.plan.scales,
-        plan=plan,
-        versions=versions(),
-    )
-    return json.loads(json.dumps(metadata))
+    return json.loads(json.dumps(plan))
 
 
 def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().float().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(values.contiguous().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _state_of_file(job: Job, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _state_of_file(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What an earlier run left in the file; raises OtherTraining where that was another training."""
     if not job.path.exists():
         return None
     tensors, found = files.read_weights((job.path,))
-    different = [key for key in ("format", "teacher") if found.get(key) != metadata[key]]
-    different += [key for key, value in metadata["plan"].items() if found.get("plan", {}).get(key) != value]
+    expected = {"format": ADAPTER_FORMAT, "teacher": fingerprint(job.teacher)}
+    different = [key for key, value in expected.items() if found.get(key) != value]
+    plan = found.get("plan", {})
+    different += [key for key, value in _plan_on_disk(job).items() if plan.get(key) != value]
     if different:
         raise OtherTraining(
             f"{job.path.name} exists and was made with another {', '.join(different)}. Expected the same "

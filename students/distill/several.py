@@ -13,9 +13,11 @@ from torch import Tensor
 from .. import files
 from ..adapter import Manifest, is_manifest
 from ..student_model import nearest, prompt_embedding
-from .errors import BadPlan, OtherTraining
-from .run import Job, Observer, Result, distill
-from .saving import write_manifest
+from .errors import BadPlan, NoPrompts, OtherTraining
+from .failures import saying_what_fails
+from .plan import NO_PROMPTS
+from .run import Job, Observer, Result, check_inputs, distill
+from .saving import check_target, write_manifest
 from .teacher import conditions_of
 
 
@@ -48,13 +50,18 @@ def distill_several(
     Interrupted and run again, it goes on with the student it had come to. Raises OtherTraining where
     ``job.path`` is something else.
     """
+    if not job.prompts:
+        raise NoPrompts(NO_PROMPTS)
+    check_target(job.path)
+    check_inputs(job)
     if job.path.exists() and not is_manifest(files.read_weights((job.path,))[1]):
         raise OtherTraining(
             f"{job.path.name} exists and is no manifest of several students. Expected a free name: choose "
             "another output name."
         )
-    encoded = conditions_of(job.teacher, map(job.encode, job.prompts), job.shape, "positive")
-    embeddings = torch.cat([prompt_embedding(each["c_crossattn"].cond).cpu() for each in encoded])
+    with saying_what_fails(job.teacher_name, job.shape):
+        encoded = conditions_of(job.teacher, map(job.encode, job.prompts), job.shape, "positive")
+        embeddings = torch.cat([prompt_embedding(each["c_crossattn"].cond).cpu() for each in encoded])
     centres, owners = regions(embeddings, count, job.plan.seed)
     results, names = [], []
     for number in range(count):

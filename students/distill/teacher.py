@@ -37,6 +37,7 @@ def trainable(model: Any) -> Any:
     return model.clone(force_deepcopy=True) if inference else model.clone()
 
 
+@torch.no_grad()
 def conditions_of(model: Any, encoded: Iterable[list], shape: Sequence[int], kind: str) -> Conditions:
     """Core's model conditions of each CONDITIONING for a latent of ``shape``; kind: "positive" or
     "negative".

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,21 @@ from comfy.patcher_extension import copy_nested_dicts
 from comfy.weight_adapter import LoRAAdapter
 from comfy.weight_adapter.bypass import BypassInjectionManager
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ...common.alpha import is_flow
 from ..adapter import LAYERS, PROJECTION
-from ..errors import NoUnconditional
 from ..guidance import GuidanceInput, guidance_embedding, slow_entries
 from ..student_model import check_unguided
-from ..time_embedding import guided_time
+from ..time_embedding import add_guidance
 from .checkpointing import checkpointing
 from .distribution import TrainingDistribution
+from .failures import saying_what_fails
 from .teacher import Conditions, conditions_of
-from .time_layer import time_layer_of
+from .time_layer import Probes, time_layer_of
 
-GUIDABLE_RTOL = 1e-5
-"""Of predictions with and without the prompt: a teacher that differs less has no guidance to learn."""
+ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Kinds of layers that get a LoRA pair."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,32 @@ class TrainableStudent:
         check_unguided(model)
         self.model, self.guidance, self.shape, self.name = model, adapter.guidance, tuple(shape), name
         self.network: nn.Module = model.model.diffusion_model
-        self.time_layer = time_layer_of(self.network, name)
+        model.model.requires_grad_(False)  # the adapter alone is trained
         comfy.model_management.load_models_gpu([model], force_full_load=True)
         self.device: torch.device = model.load_device
-        self.positive = conditions_of(model, prompts.positive, shape, "positive")
-        (self.negative,) = conditions_of(model, [prompts.negative], shape, "negative")
         self.dtype = model.model.get_dtype_inference()
+        with saying_what_fails(self.name, self.shape):
+            self.positive = conditions_of(model, prompts.positive, shape, "positive")
+            (self.negative,) = conditions_of(model, [prompts.negative], shape, "negative")
+            self.time_layer = time_layer_of(self.network, self._probes(), name)
         manager = BypassInjectionManager()
         self.parameters: Mapping[str, nn.Parameter] = {
             **new_loras(self.network, manager, adapter, self.device),
             PROJECTION: self._new_projection(),
         }
         (self.injection,) = manager.create_injections(model.model)
+        self.guidance_hook: RemovableHandle | None = None
+
+    def _probes(self) -> Probes:
+        generator = torch.Generator().manual_seed(0)
+        x, other_x = (torch.randn(1, *self.shape, generator=generator) for _ in range(2))
+        sampling = self.model.get_model_object("model_sampling")
+        sigma, other_sigma = (sampling.percent_to_sigma(part) for part in (0.5, 0.25))
+
+        def predict(x: Tensor, sigma: float) -> Callable[[], Tensor]:
+            return lambda: self._denoised(x, torch.tensor([float(sigma)]), self.positive[:1])
+
+        return Probes(predict(x, sigma), predict(x, other_sigma), predict(other_x, sigma))
 
     def _new_projection(self) -> nn.Parameter:
         """C = 0: the student begins as the conditional teacher."""
@@ -128,21 +143,29 @@ class TrainableStudent:
             options = self._options(sigma)
             return self.model.model.apply_model(x, sigma, transformer_options=options, **arguments).float()
 
+    def _off(self) -> None:
+        """The network is the teacher's."""
+        self.injection.eject(self.model)
+        if self.guidance_hook is not None:
+            self.guidance_hook.remove()
+            self.guidance_hook = None
+
     @torch.no_grad()
     def teacher(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        self.injection.eject(self.model)
+        self._off()
         conditions = [self.positive[i] for i in prompt.tolist()] + [self.negative] * len(x)
         both = self._denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), conditions).cpu()
         conditional, unconditional = both.chunk(2)
         return conditional, unconditional
 
     def student(self, x: Tensor, sigma: Tensor, prompt: Tensor, g: Tensor) -> Tensor:
+        """The adapter stays on for the backward pass, where checkpointed blocks run again."""
+        self._off()
         embedding = guidance_embedding(self.guidance.milliweights(g), self.guidance).to(self.device)
-        # It stays injected for the backward pass, where checkpointed blocks run again.
-        self.injection.inject(self.model)
         addition = nn.functional.linear(embedding, self.parameters[PROJECTION])
-        with guided_time(self.network, self.time_layer, addition):
-            return self._denoised(x, sigma, [self.positive[i] for i in prompt.tolist()])
+        self.injection.inject(self.model)
+        self.guidance_hook = add_guidance(self.network, self.time_layer, addition)
+        return self._denoised(x, sigma, [self.positive[i] for i in prompt.tolist()])
 
     @contextlib.contextmanager
     def training(self, checkpoint: bool) -> Iterator[None]:
@@ -157,43 +180,33 @@ class TrainableStudent:
             if checkpoint
             else torch.autograd.graph.allow_mutation_on_saved_tensors()
         )
-        self.injection.eject(self.model)  # it wraps forwards too: put on last, it comes off first
+        self._off()  # the adapter wraps forwards too: put on last, it comes off first
         comfy.model_management.in_training = True
         try:
-            with saving, self._ejected_at_the_end():
+            with saving, self._off_at_the_end():
                 yield
         finally:
             comfy.model_management.in_training = False
 
     @contextlib.contextmanager
-    def _ejected_at_the_end(self) -> Iterator[None]:
+    def _off_at_the_end(self) -> Iterator[None]:
         try:
             yield
         finally:
-            self.injection.eject(self.model)
-
-    def check_guidable(self, distribution: TrainingDistribution) -> None:
-        """Raise NoUnconditional unless the teacher answers differently without its prompt."""
-        rows, sigma = min(4, len(self.positive)), distribution.level(0.5)
-        x = distribution.draw_noise(rows, torch.Generator().manual_seed(0), sigma)
-        conditional, unconditional = self.teacher(x, torch.full((rows,), sigma), torch.arange(rows))
-        if (conditional - unconditional).abs().max() <= GUIDABLE_RTOL * conditional.abs().max():
-            raise NoUnconditional(
-                f"{self.name} answers the same with the prompts and with the negative prompt: there is no "
-                "guidance to learn. Expected a model trained for CFG, and prompts that differ from the "
-                "negative one."
-            )
+            self._off()
 
 
 def new_loras(
     network: nn.Module, manager: BypassInjectionManager, adapter: AdapterShape, device: torch.device
 ) -> dict[str, nn.Parameter]:
-    """LoRA pairs on every linear layer and convolution, handed to core's manager: they change nothing yet."""
+    """LoRA pairs on every linear layer and convolution without groups, handed to core's manager: they change
+    nothing yet.
+    """
     parameters: dict[str, nn.Parameter] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(adapter.seed % 2**63)
         for name, module in network.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, ADAPTED) and getattr(module, "groups", 1) == 1:
                 rank = min(adapter.rank, module.weight.shape[0], module.weight[0].numel())
                 pair = LoRAAdapter((), lora_weights(module.weight.shape, rank)).to_train().to(device)
                 manager.add_adapter(LAYERS + name, pair)

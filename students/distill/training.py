@@ -166,9 +166,11 @@ class Training:
             self._resume_optimiser(tensors)
 
     def _resume_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        """Layers that the network does not use have no state."""
         state = {
             i: {key: tensors[f"{OPTIMISER}{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             for i, name in enumerate(self.student.parameters)
+            if f"{OPTIMISER}{name}.step" in tensors
         }
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"param_groups": groups, "state": state})

@@ -20,6 +20,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from dizzydiff.common import files as common_files
 from dizzydiff.common.fingerprint import fingerprint
+from dizzydiff.nodes.distill import student_path
 from dizzydiff.nodes.students import LoadStudent
 from dizzydiff.stability.probe import identity
 from dizzydiff.students import files, student_model
@@ -330,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     calls = iter(range(100))
 
     def broken(self: Any, *arguments: Any) -> torch.Tensor:
-        return asked(self, *arguments) * (torch.nan if next(calls) == 5 else 1.0)
+        return asked(self, *arguments) * (torch.nan if next(calls) == 6 else 1.0)
 
     monkeypatch.setattr(TrainableStudent, "student", broken)
     with pytest.raises(Diverged, match="update 5 of stage 'guidance'"):
@@ -512,3 +513,61 @@ def test_pictures_go_to_the_student_of_their_prompt(job: Job) -> None:
     )  # two whole rounds of three prompts, and two more pictures
     mine = several.pictures_of(latents, torch.tensor([0, 2]), 3)
     assert mine.flatten().tolist() == [0, 2, 3, 5]
+
+
+def test_an_interruption_whose_save_fails_stays_an_interruption(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def interrupt(running: run.Running, progress: Any) -> None:
+        monkeypatch.setattr(common_files, "save_file", full)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(job, interrupt)
+    assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("cuda"), MemoryError(), RuntimeError("MPS backend out of memory")]
+)
+def test_every_way_of_running_out_of_memory_is_said_and_what_there_is_is_saved(
+    job: Job, error: Exception
+) -> None:
+    def fail(running: run.Running, progress: Any) -> None:
+        if len(progress.losses) == 2:
+            raise error
+
+    with pytest.raises(NotEnoughMemory, match="lower the batch"):
+        distill(job, fail)
+    assert len(files.read_weights((job.path,))[0]["losses"]) == 2
+
+
+def test_inputs_that_cannot_be_learned_from_are_refused_before_the_training(job: Job) -> None:
+    broken = torch.full((1, 4, 8, 8), torch.nan)
+    with pytest.raises(BadPlan, match="NaN"):
+        distill(dataclasses.replace(job, latents=broken))
+    for sigmas in (
+        [10.0, 10.0, 5.0, 5.0, 0.0],
+        [0.0, 1.0, 5.0, 10.0, 60.0],
+        [9.0, 5.0, 3.0, 2.0, 1.0],
+        [1.0, 0.0],
+    ):
+        with pytest.raises(BadPlan, match="fall from step to step"):
+            distill(dataclasses.replace(job, stage_two_sigmas=torch.tensor(sigmas)))
+    with pytest.raises(CannotSave):
+        distill(dataclasses.replace(job, path=job.path.with_name("CON.safetensors")))
+
+
+def test_students_go_to_the_folder_that_the_tooltip_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that was begun elsewhere goes on there."""
+    old, named = tmp_path / "unet", tmp_path / "diffusion_models"
+    monkeypatch.setattr("folder_paths.get_folder_paths", lambda kind: [str(old), str(named)])
+    assert student_path("mine") == named / "mine.safetensors"
+    old.mkdir()
+    (old / "begun.safetensors").touch()
+    assert student_path("begun") == old / "begun.safetensors"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -281,11 +282,138 @@ def test_folder_of_pickles_and_empty_folder_say_what_to_do(tmp_path: Path) -> No
         files.weight_files(tmp_path)
 
 
-def test_shards_are_read_as_one(tmp_path: Path) -> None:
-    for n in (1, 2):
-        save_file(
-            {f"w{n}": torch.full((2,), float(n))},
-            tmp_path / f"diffusion_pytorch_model-0000{n}-of-00002.safetensors",
-        )
+STEM = "diffusion_pytorch_model"
+
+
+def save_shards(folder: Path, *names: str) -> None:
+    for n, name in enumerate(names):
+        save_file({f"w{n}": torch.full((2,), float(n))}, folder / f"{STEM}{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("-00001-of-00002", "-00002-of-00002"),
+        (".fp16-00001-of-00002", ".fp16-00002-of-00002"),
+        ("-00001-of-00002.fp16", "-00002-of-00002.fp16"),
+    ],
+    ids=["full precision", "fp16", "fp16 before diffusers 0.30"],
+)
+def test_shards_are_read_as_one(tmp_path: Path, names: tuple[str, ...]) -> None:
+    save_shards(tmp_path, *names)
     weights, _ = files.read_weights(files.weight_files(tmp_path))
-    assert sorted(weights) == ["w1", "w2"]
+    assert sorted(weights) == ["w0", "w1"]
+
+
+def test_shards_in_full_precision_come_before_those_in_fp16(tmp_path: Path) -> None:
+    save_shards(tmp_path, ".fp16-00001-of-00001", "-00001-of-00001")
+    assert [path.name for path in files.weight_files(tmp_path)] == [f"{STEM}-00001-of-00001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "said"),
+    [
+        (("-00002-of-00003", "-00003-of-00003"), errors.MissingFile, f"shard 1 of 3 of {STEM} is missing"),
+        (("-00001-of-00002",), errors.MissingFile, "shard 2 of 2"),
+        ((".fp16-00001-of-00002",), errors.MissingFile, r"shard 2 of 2 of .*fp16"),
+        (
+            ("-00001-of-00002", "-00002-of-00002", "-00001-of-00003"),
+            errors.DamagedFile,
+            "several downloads, of 00002 and of 00003",
+        ),
+        (("-00001-of-99999999",), errors.MissingFile, "is missing"),
+    ],
+)
+def test_shards_that_are_not_one_download_are_refused(
+    tmp_path: Path, names: tuple[str, ...], error: type[Exception], said: str
+) -> None:
+    save_shards(tmp_path, *names)
+    with pytest.raises(error, match=said):
+        files.weight_files(tmp_path)
+
+
+def test_files_read_into_memory_can_be_replaced(student: Path) -> None:
+    """Windows lets nobody replace a file that is mapped."""
+    kept, _ = files.read_weights([student], mapped=False)
+    mapped = Path("/proc/self/maps")
+    assert not mapped.exists() or student.name not in mapped.read_text()
+    assert all(torch.equal(kept[key], tensor) for key, tensor in files.read_weights([student])[0].items())
+
+
+def make_unreadable(config: Path, how: str) -> None:
+    if how == "directory":
+        config.mkdir()
+    elif how == "pipe":
+        os.mkfifo(config)
+    elif how == "lost link":
+        config.symlink_to(config.with_name("nowhere"))
+    else:
+        texts = {
+            "nested": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "digits": b'{"a": ' + b"9" * 5000 + b"}",
+            "latin": b'{"a": "\xe9"}',
+            "list": b"[]",
+            "empty": b"",
+        }
+        config.write_bytes(texts[how])
+
+
+@pytest.mark.parametrize(
+    "how", ["directory", "pipe", "lost link", "nested", "digits", "latin", "list", "empty"]
+)
+def test_one_bad_folder_does_not_take_the_lists_down(tmp_path: Path, how: str) -> None:
+    good = {"_class_name": "UNet2DConditionModel", "time_cond_proj_dim": 256}
+    for name in ("good", "pipe/unet"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(good))
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    for name in ("bad", "pipe/bad"):
+        (tmp_path / name).mkdir()
+        make_unreadable(tmp_path / name / "config.json", how)
+    lone = library.lone_unets([tmp_path])
+    assert set(lone) == {"good", "pipe/unet"}
+    assert set(library.students_among(lone)) == {"good", "pipe/unet"}
+    assert set(library.pipeline_unets([tmp_path], tmp_path / "tiny")) == {"tiny", "pipe"}
+
+
+def test_linked_folders_are_listed_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    elsewhere, models = tmp_path / "elsewhere", tmp_path / "models"
+    (elsewhere / "unet").mkdir(parents=True)
+    models.mkdir()
+    (elsewhere / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (elsewhere / "model_index.json").write_text("{}")
+    (models / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "back").symlink_to(models, target_is_directory=True)
+    assert "linked" in library.pipeline_unets([models], tmp_path / "tiny")
+    assert "linked/unet" in library.lone_unets([models])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_train_timesteps", 10**6),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", "1000"),
+        ("beta_start", float("nan")),
+        ("beta_end", 2.0),
+        ("original_inference_steps", 10**30),
+        ("trained_betas", [0.1] * 10**5),
+        ("trained_betas", [float("nan")]),
+    ],
+)
+def test_schedules_that_no_network_was_trained_with_are_refused(key: str, value: object) -> None:
+    with pytest.raises(errors.ConfigMismatch, match=key):
+        read_schedule({"_class_name": "LCMScheduler", key: value}, "s")
+
+
+@pytest.mark.parametrize("heads", [-1, 10**6, "eight", 2.5, [8], True])
+def test_heads_that_cannot_be_are_refused(heads: object) -> None:
+    found = {"model_channels": 32, "channel_mult": [1, 2], "use_linear_in_transformer": False}
+    with pytest.raises(errors.UnsupportedModel, match="attention_head_dim"):
+        layout.read_heads(found, {"attention_head_dim": heads}, "s")
+
+
+def test_integers_are_no_weights(network: UNet2DConditionModel) -> None:
+    weights = {**network.state_dict(), "conv_in.bias": torch.zeros(32, dtype=torch.int8)}
+    with pytest.raises(errors.UnsupportedModel, match=r"s: conv_in\.bias holds torch\.int8"):
+        layout.read_unet(weights, None, "s")
