@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..common.pictures import image_of
+from ..common.pictures import image_of, picture_of_text
 from ..drafting import timeline
 from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
@@ -16,6 +16,7 @@ from ..drafting.predictors import DRAFTS, DraftsName
 from ..drafting.report import Report
 from ..drafting.sampler import DraftRefine, Settings
 from . import inputs
+from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/drafting"
 TOLERANCE = 0.01
@@ -137,7 +138,8 @@ class DraftRefineSampler(io.ComfyNode):
     def execute(
         cls, sampler: Any, mode: Mode, width: int, tolerance: float, drafts: DraftsName = "extrapolated"
     ) -> io.NodeOutput:
-        return io.NodeOutput(DraftRefine(sampler, Settings(mode, width, tolerance, drafts)))
+        settings = Settings(mode, width, tolerance, drafts)
+        return io.NodeOutput(DraftRefine(sampler, settings, on_message=show_at_node))
 
 
 class DraftRefineKSampler(io.ComfyNode):
@@ -171,7 +173,7 @@ class DraftRefineKSampler(io.ComfyNode):
                 io.Image.Output(
                     display_name="timeline",
                     tooltip="Every round: where the sampler stood, its drafts, and how far each was off. "
-                    "Empty where nothing was drafted; the log says why.",
+                    "Or why nothing was drafted.",
                 ),
             ],
         )
@@ -200,10 +202,17 @@ class DraftRefineKSampler(io.ComfyNode):
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         reports: list[Report] = []
+        messages: list[str] = []
+
+        def tell(sentence: str) -> None:
+            messages.append(sentence)
+            show_at_node(sentence)
+
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
             Settings(mode, width, tolerance),
             on_report=reports.append,
+            on_message=tell,
         )
         sigmas = comfy.samplers.KSampler(
             model, steps, model.load_device, sampler_name, scheduler, denoise
@@ -214,12 +223,11 @@ class DraftRefineKSampler(io.ComfyNode):
         replicas = model.get_additional_models_with_key("multigpu")
         return io.NodeOutput(
             sampled.result[0],
-            picture_of(reports, [str(each.load_device) for each in (model, *replicas) if replicas]),
+            picture_of(reports, messages, [str(each.load_device) for each in (model, *replicas) if replicas]),
         )
 
 
-def picture_of(reports: list[Report], places: list[str]) -> torch.Tensor:
-    """The timeline [1, H, W, 3] of a run, or an empty one where nothing was drafted."""
-    if not reports:
-        return torch.ones(1, 64, 1024, 3)
-    return image_of(timeline.draw(reports[0], places))
+def picture_of(reports: list[Report], messages: list[str], places: list[str]) -> torch.Tensor:
+    """The timeline [1, H, W, 3] of a run, or why nothing was drafted."""
+    picture = timeline.draw(reports[0], places) if reports else picture_of_text(" ".join(messages))
+    return image_of(picture)

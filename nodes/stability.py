@@ -12,7 +12,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..common.pictures import image_of
+from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import predict_rows
 from ..drafting.devices import devices_of
 from ..stability.profile import QUICK, THOROUGH, Effort
@@ -231,11 +231,11 @@ def measure(subject: Subject, effort: Effort) -> Measured:
 
 def picture_of(measured: Measured) -> torch.Tensor:
     """The plot [1, H, W, 3], or why there is none."""
-    from ..stability.plot import draw, draw_text
+    from ..stability.plot import draw
 
     if measured.linearized is None:
         return image_of(
-            draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
+            picture_of_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
         )
     core = core_grids(measured.sampling, PLOTTED_STEPS)
     chosen = {

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from ..devices import DEVICES
 from ..errors import MainDeviceOnly, Undraftable
+from ..messages import Say, warn
 from ..speculation import State
 from ..verdicts import Verdict, Verdicts
 from .graph import MULTIGPU, POST_CFG, Watch, identity, watch
-
-log = logging.getLogger("dizzydiff")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Request:
     model: Any
     options: dict[str, Any]
     width: int = 0
+    warn: Say = warn
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -176,7 +175,13 @@ class Backend:
 
     def _look(self, watch: Watch) -> None:
         """Stand aside for whoever keeps something from one model call to the next."""
-        keeper = watch.look()
+        try:
+            keeper = watch.look()
+        except Exception as error:
+            raise self.refuse(
+                f"what its patches remember cannot be looked at ({type(error).__name__}: {error})",
+                MainDeviceOnly,
+            ) from error
         if keeper is None:
             return
         reason = f"{keeper} remembers earlier model calls, which must come one by one and in order"
@@ -186,4 +191,4 @@ class Backend:
         # So far the model was called as without drafts: it can go on from here.
         self.refuse(reason, MainDeviceOnly)
         self.width = 1
-        log.warning("DizzyDiff: from here on the sampler runs plainly, undrafted: %s.", reason)
+        self.request.warn(f"from here on the sampler runs plainly, undrafted: {reason}.")

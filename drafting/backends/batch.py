@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from typing import Any
 
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from ...common.memory import is_out_of_memory
 from ..errors import Undraftable
+from ..messages import inform
 from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol
 from .graph import foreign
-
-log = logging.getLogger("dizzydiff")
 
 DEFAULT_WIDTH = 4
 CHECKS = 3
@@ -116,18 +114,15 @@ class Batch(Backend):
     def _tell_cost(self) -> None:
         cost = statistics.median(self._together) / max(statistics.median(self._alone), 1e-9)
         if cost > MAX_COST:
-            log.info(
-                "DizzyDiff: a state of a batch takes %.0f %% of the time of a state alone here: drafts in "
-                "batches gain little or nothing on this device.",
-                100 * cost,
+            inform(
+                f"a state of a batch takes {cost:.0%} of the time of a state alone here: drafts in batches "
+                "gain little or nothing on this device."
             )
 
     def _narrower(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         self.width = max(1, len(states) // 2)
-        log.warning(
-            "DizzyDiff: a batch of %d states does not fit into memory; going on with %d.",
-            len(states),
-            self.width,
+        self.request.warn(
+            f"a batch of {len(states)} states does not fit into memory; going on with {self.width}."
         )
         comfy.model_management.soft_empty_cache()
         return super().evaluate(states[:1], arguments)

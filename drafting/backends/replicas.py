@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import queue
 from typing import Any
 
@@ -18,8 +17,6 @@ from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol
 from .graph import CLONES, THREAD_POOL, holder_of_network
-
-log = logging.getLogger("dizzydiff")
 
 POLL_S = 0.05
 """Seconds between two looks whether the user interrupts, while a device is waited for."""
@@ -152,10 +149,8 @@ class Replicas(Backend):
     def _leave_out(self, place: torch.device, why: str) -> None:
         self.width = max(1, self.width * len(self._others) // (1 + len(self._others)))
         self._others.remove(place)
-        log.warning(
-            "DizzyDiff: %s. It is left out for the rest of this image, and %s evaluates its states.",
-            why,
-            self._main,
+        self.request.warn(
+            f"{why}. It is left out for the rest of this image, and {self._main} evaluates its states."
         )
 
 

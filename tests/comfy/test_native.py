@@ -223,7 +223,7 @@ def test_loading_makes_no_second_copy(tmp_path: Path, root: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-P", script, comfyui, root, small, *files],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert run.returncode == 0, run.stderr

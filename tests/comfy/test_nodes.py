@@ -264,7 +264,7 @@ BAD_FILES = {
     "not safetensors": (
         errors.NotSafetensors,
         "Expected",
-        lambda: damaged(lambda p: p.write_text("hello, I am a text")),
+        lambda: damaged(lambda p: p.write_text("hello, I am a text", encoding="utf-8")),
     ),
     "pickle": (
         errors.NotSafetensors,
@@ -336,7 +336,8 @@ def test_config_that_disagrees_with_the_weights(pipeline: str) -> None:
     folder = Path(folder_paths.get_folder_paths("diffusers")[0])
     shutil.copytree(folder / pipeline, folder / "disagrees", dirs_exist_ok=True)
     config = folder / "disagrees" / "unet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [64, 128]}))
+    told = {**json.loads(config.read_text(encoding="utf-8")), "block_out_channels": [64, 128]}
+    config.write_text(json.dumps(told), encoding="utf-8")
     for node in (LoadStudent, LoadPipeline):
         with pytest.raises(errors.ConfigMismatch, match=r"disagrees.*block_out_channels"):
             node.execute("disagrees")

@@ -77,7 +77,7 @@ def test_weights_stay_on_disk(student: Path, network: UNet2DConditionModel) -> N
     weights, _ = formats.read_weights([student])
     assert all(torch.equal(weights[key], t) for key, t in network.state_dict().items())
     mapped = Path("/proc/self/maps")
-    assert not mapped.exists() or student.name in mapped.read_text()
+    assert not mapped.exists() or student.name in mapped.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_pickles_are_refused_unopened(tmp_path: Path, name: str) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "readme.txt"
-    path.write_text("this is certainly not a model")
+    path.write_text("this is certainly not a model", encoding="utf-8")
     with pytest.raises(errors.NotSafetensors, match="readme"):
         formats.read_weights([path])
 
@@ -183,7 +183,7 @@ def test_config_that_disagrees(
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00"])
 def test_broken_json(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(errors.DamagedFile, match=r"config\.json"):
         formats.read_json(tmp_path / "config.json")
 
@@ -243,7 +243,7 @@ def test_schedule_that_core_does_not_have(config: dict[str, str]) -> None:
 def test_pipelines_are_listed_by_their_unets(tmp_path: Path) -> None:
     def add(folder: Path, kind: str = "UNet2DConditionModel") -> None:
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"_class_name": kind}))
+        (folder / "config.json").write_text(json.dumps({"_class_name": kind}), encoding="utf-8")
 
     diffusers, embedded = tmp_path / "diffusers", tmp_path / "pack" / "tiny"
     for sub in ("unet", "teacher"):
@@ -251,7 +251,7 @@ def test_pipelines_are_listed_by_their_unets(tmp_path: Path) -> None:
         add(diffusers / "nested" / "mine" / sub)
     add(diffusers / "nested" / "mine" / "vae", "AutoencoderKL")
     add(diffusers / "no-index" / "unet")
-    (diffusers / "nested" / "mine" / "model_index.json").write_text("{}")
+    (diffusers / "nested" / "mine" / "model_index.json").write_text("{}", encoding="utf-8")
     names = list(library.pipeline_unets([diffusers], embedded))
     assert names == ["tiny", "tiny/teacher", "nested/mine", "nested/mine/teacher"]
     assert (
