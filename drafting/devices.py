@@ -37,8 +37,8 @@ def spread(model: Any, devices: str, width: int) -> Any:
         others = [place for place in dict.fromkeys(map(canonical, places)) if place != main]
         if not others:
             inform(
-                f"Draft Devices found no device but {main}: pictures are sampled plainly. With devices set to "
-                "batch, it evaluates several states at a time."
+                f"Draft Devices found no device but {main}: pictures are sampled plainly. With devices set "
+                "to batch, it evaluates several states at a time."
             )
         model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
