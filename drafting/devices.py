@@ -38,8 +38,7 @@ def spread(model: Any, devices: str, width: int) -> Any:
         if not others:
             inform(
                 f"Draft Devices found no device but {main}: pictures are sampled plainly. With devices set "
-                f"to "
-                "batch, it evaluates several states at a time."
+                "to batch, it evaluates several states at a time."
             )
         model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}

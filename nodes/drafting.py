@@ -173,7 +173,7 @@ class DraftRefineKSampler(io.ComfyNode):
                 io.Image.Output(
                     display_name="timeline",
                     tooltip="Every round: where the sampler stood, its drafts, and how far each was off. "
-                    "Empty where nothing was drafted; the log says why.",
+                    "Or why nothing was drafted.",
                 ),
             ],
         )

@@ -417,7 +417,8 @@ def test_a_config_that_asks_for_far_more_than_the_weights_hold_is_refused_at_onc
     ):
         shutil.copytree(folder / pipeline, folder / "greedy", dirs_exist_ok=True)
         config = folder / "greedy" / part / "config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), key: 10**9}))
+        greedy = {**json.loads(config.read_text(encoding="utf-8")), key: 10**9}
+        config.write_text(json.dumps(greedy), encoding="utf-8")
         with pytest.raises(errors.ConfigMismatch, match=rf"greedy.*{key}"):
             LoadPipeline.execute("greedy")
     shutil.rmtree(folder / "greedy")
