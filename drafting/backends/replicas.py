@@ -42,7 +42,7 @@ class Replicas(Backend):
         clones, pool = request.options.get(CLONES), request.options.get(THREAD_POOL)
         if not clones or pool is None or len(clones) < 2:
             return Undraftable("there is one device, which evaluates one state at a time")
-        if holder := holder_of_network(request.options, request.guider):
+        if holder := holder_of_network(request.model, request.options):
             return MainDeviceOnly(f"{holder} works on the network of the main device alone")
         return None
 

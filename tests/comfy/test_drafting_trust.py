@@ -241,6 +241,21 @@ def test_a_patch_on_the_main_devices_network_is_not_run_beside_it(
     assert "forward" not in vars(network)
 
 
+def test_a_replaced_forward_that_is_bound_to_the_main_devices_network_is_not_run_beside_it(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica has the same object patch, and would run the main device's weights."""
+    model = teacher.clone()
+    network = model.get_model_object("diffusion_model")
+    original = network.forward
+    model.add_object_patch("diffusion_model.forward", lambda *args, **kwargs: 0.5 * original(*args, **kwargs))
+    reference = plain(model, prompts)
+    assert distance(plain(teacher, prompts), reference) > 0.01
+    result, report = drafting(model, prompts, TWO)
+    same(result, reference)
+    assert widest(report) <= 1 and "network of the main device" in caplog.text
+
+
 @pytest.mark.parametrize("devices", [TWO, BATCH])
 def test_patches_that_read_one_noise_level_see_their_own(
     devices: str, teacher: Any, prompts: Prompts
