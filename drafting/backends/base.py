@@ -105,7 +105,8 @@ class Backend:
             self.check(arguments)
             states = states[: self.width]
         predictions = self.evaluate(states, arguments)
-        self._look(self._watch)
+        if self.width > 1:
+            self._look(self._watch)
         if not self._drafted:
             self._last = states[0], predictions[0]
         return predictions

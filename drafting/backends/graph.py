@@ -30,7 +30,8 @@ CLOSED = (
     comfy.multigpu.MultiGPUThreadPool,
     Verdicts,
 )
-OURS = __package__.rpartition(".drafting")[0]
+PACK = __package__.rpartition(".drafting")[0]
+OURS = tuple(f"{PACK}.{room}." for room in ("students", "nodes", "drafting"))
 """The pack's own patches answer each row by itself, and keep nothing."""
 
 
@@ -120,7 +121,7 @@ def foreign(model: Any, options: dict[str, Any]) -> str | None:
     guider, plain = getattr(model, "inner_model", None), comfy.samplers.CFGGuider
     if not isinstance(model, comfy.samplers.KSamplerX0Inpaint) or guider is None:
         return name_of(model)
-    methods = () if _module(guider).startswith(OURS) else ("__call__", "outer_predict_noise", "predict_noise")
+    methods = () if _module(guider).startswith(PACK) else ("__call__", "outer_predict_noise", "predict_noise")
     if any(getattr(type(guider), method, None) is not getattr(plain, method) for method in methods):
         return name_of(type(guider))
     if any("hooks" in condition for group in guider.conds.values() for condition in group):

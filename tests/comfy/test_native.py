@@ -21,7 +21,8 @@ from comfy.cldm.cldm import ControlNet
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 
-from dizzydiff.students.loader import Source, load_student, sample_student_native
+from dizzydiff.students.loader import Source, load_student
+from dizzydiff.students.sampler import sample_student_native
 
 from .networks import save_file_student, save_pipeline, unet
 
