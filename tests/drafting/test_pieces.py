@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dizzydiff.common.alpha import alpha_flow, alpha_ve
-from dizzydiff.drafting.combination import Combination, Evaluation, Span, weighted_sum
+from dizzydiff.drafting.combination import Combination, Evaluation, Span, newest_per_sigma, weighted_sum
 from dizzydiff.drafting.noise import NoiseTape
 from dizzydiff.drafting.predictors import (
     DRAFTS,
@@ -111,6 +111,15 @@ def test_combinations_of_combinations_are_worked_out_at_once() -> None:
     assert gram.inner(
         (Combination({0: 1.0}), Combination({1: 1.0})), (Combination({1: 1.0}), Combination({0: 1.0}))
     ) == pytest.approx(float(2 * (2 * a - b) @ (7 * a - 3.5 * b)))
+
+
+@pytest.mark.parametrize("rising", [False, True])
+def test_of_evaluations_at_a_rounding_of_one_sigma_the_last_is_kept(rising: bool) -> None:
+    """In the order of the run."""
+    x = torch.zeros(1)
+    run = [Evaluation(x, sigma, x) for sigma in (8.0, 4.0, 2.0, 2.0 * (1 + 2e-4), 4.0 * (1 - 2e-4), 1.99)]
+    kept = newest_per_sigma(run, rising)
+    assert kept == sorted([run[0], run[3], run[4], run[5]], key=lambda each: each.sigma, reverse=not rising)
 
 
 @given(
