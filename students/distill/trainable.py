@@ -164,7 +164,7 @@ class TrainableStudent:
         embedding = guidance_embedding(self.guidance.milliweights(g), self.guidance).to(self.device)
         addition = nn.functional.linear(embedding, self.parameters[PROJECTION])
         self.injection.inject(self.model)
-        self.guidance_hook = add_guidance(self.network, self.time_layer, addition)
+        self.guidance_hook = add_guidance(self.network, self.time_layer, addition, sigma)
         return self._denoised(x, sigma, [self.positive[i] for i in prompt.tolist()])
 
     @contextlib.contextmanager
