@@ -500,9 +500,7 @@ def test_what_is_wrong_with_several_students_is_said(job: Job) -> None:
     )
     with pytest.raises(DamagedFile, match="lacks some of its parts"):
         on_teacher(job.path, job.teacher)
-    saving.write_manifest(
-        job.path, dataclasses.replace(manifest, files=("gone.safetensors", manifest.files[1]))
-    )
+    saving.write_manifest(dataclasses.replace(manifest, files=("gone.safetensors", manifest.files[1])))
     with pytest.raises(MissingFile, match=r"gone\.safetensors"):
         on_teacher(job.path, job.teacher)
 
