@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Distill Guidance: a guided student from the MODEL in the graph."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def student_path(name: str) -> Path:
     roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
     paths = [inside(root, name.strip().removesuffix(SUFFIX) + SUFFIX) for root in roots]
     own = [path for root, path in zip(roots, paths, strict=True) if root.name == FOLDER]
-    begun = [path for path in paths if path.is_file()]
+    begun = [path for path in paths if os.path.isfile(path)]  # False for names that no file can have
     return [*begun, *own, *paths][0]
 
 

@@ -100,7 +100,7 @@ def find_student(name: str, folders: Mapping[str, Path], roots: list[Path]) -> P
     """The folder or file of a student name; raises OutsideModelsFolder or MissingFile."""
     for root in roots:
         path = inside(root, name)
-        if path.is_file():
+        if os.path.isfile(path):  # False for names that no file can have
             return path
     if name in folders and folders[name].is_dir():
         return folders[name]

@@ -149,11 +149,11 @@ class GuidanceWrapper:
         self.projection, self.time_layer = adapter.projection.float(), adapter.time_layer
         self.guidance = adapter.guidance
 
-    def __call__(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         milliweights = kwargs.pop(CONDITION)
         addition = guidance_embedding(milliweights, self.guidance) @ self.projection.to(milliweights.device).T
-        with guided_time(executor.class_obj.diffusion_model, self.time_layer, addition):
-            return executor(x, *args, **kwargs)
+        with guided_time(executor.class_obj.diffusion_model, self.time_layer, addition, t):
+            return executor(x, t, *args, **kwargs)
 
 
 class Router:

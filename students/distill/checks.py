@@ -24,23 +24,26 @@ def check_teacher(student: TrainableStudent, distribution: TrainingDistribution)
     """Raise NoUnconditional unless the teacher answers differently without its prompt, and UnsupportedTeacher
     unless each row of a batch is answered as it is alone.
     """
-    rows, sigma = min(4, len(student.positive)), distribution.level(0.5)
-    x = distribution.draw_noise(max(rows, 2), torch.Generator().manual_seed(0), sigma)
-    prompt = torch.arange(len(x)) % rows
-    conditional, unconditional = student.teacher(x, torch.full((len(x),), sigma), prompt)
+    rows, level = max(2, min(4, len(student.positive))), distribution.level(0.5)
+    x, sigma = (
+        distribution.draw_noise(rows, torch.Generator().manual_seed(0), level),
+        torch.full((rows,), level),
+    )
+    conditional, unconditional = student.teacher(x, sigma, torch.arange(rows) % len(student.positive))
     if (conditional - unconditional).abs().max() <= GUIDABLE_RTOL * conditional.abs().max():
         raise NoUnconditional(
             f"{student.name} answers the same with the prompts and with the negative prompt: there is no "
             "guidance to learn. Expected a model trained for CFG, and prompts that differ from the negative "
             "one."
         )
-    alone, _ = student.teacher(x[:1], torch.full((1,), sigma), prompt[:1])
+    alone, _ = student.teacher(x[:1], sigma[:1], torch.zeros(1).long())
     tolerance = ROWS_APART_RTOL if student.dtype == torch.float32 else ROWS_APART_RTOL_HALF
-    if _rms(alone - conditional[:1]) > tolerance * _rms(alone):
-        raise UnsupportedTeacher(
-            f"{student.name} answers a row of a batch otherwise than the same row alone: its rows are parts "
-            "of one picture or video. Expected a model whose rows are pictures of their own."
-        )
+    for together in (conditional[:1], student.two_together(x[:2], sigma[:2])[:1]):
+        if _rms(alone - together) > tolerance * _rms(alone):
+            raise UnsupportedTeacher(
+                f"{student.name} answers a row of a batch otherwise than the same row alone: its rows are "
+                "parts of one picture or video. Expected a model whose rows are pictures of their own."
+            )
 
 
 def check_gradient(student: TrainableStudent, distribution: TrainingDistribution) -> None:

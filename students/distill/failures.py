@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import comfy.model_management
 import torch
+from torch.utils.checkpoint import CheckpointError
 
 from ..errors import StudentError
 from .errors import NotEnoughMemory, UnsupportedTeacher
@@ -45,6 +46,11 @@ def saying_what_fails(name: str, shape: Sequence[int]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, StudentError) or is_out_of_memory(error):
             raise
+        if isinstance(error, CheckpointError):
+            raise UnsupportedTeacher(
+                f"{name} computes something else when a part of it is run again, so it cannot be trained "
+                "with gradient checkpointing. Expected it to be off: turn gradient_checkpointing off."
+            ) from error
         raise UnsupportedTeacher(
             f"{name} cannot be trained on latents of shape {list(shape)} with these prompts "
             f"({type(error).__name__}: {error}). Expected a model that samples this latent from its prompt "

@@ -70,7 +70,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 
 def is_in_use(error: Exception, path: Path) -> bool:
     number = getattr(error, "winerror", None)
-    return number in SHARING_VIOLATIONS or (number == ACCESS_DENIED and path.exists())
+    return number in SHARING_VIOLATIONS or (number == ACCESS_DENIED and os.path.exists(path))
 
 
 def write_manifest(manifest: Manifest) -> None:
@@ -112,7 +112,7 @@ def check_target(path: Path) -> None:
     if not path.name.removesuffix(SUFFIX).strip():
         raise CannotSave("The student has no name. Expected one, such as my_student.")
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise IsADirectoryError(f"{path.name} is a folder")
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

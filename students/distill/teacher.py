@@ -38,11 +38,13 @@ def trainable(model: Any) -> Any:
 
 
 @torch.no_grad()
-def conditions_of(model: Any, encoded: Iterable[list], shape: Sequence[int], kind: str) -> Conditions:
-    """Core's model conditions of each CONDITIONING for a latent of ``shape``; kind: "positive" or
+def conditions_of(
+    model: Any, encoded: Iterable[list], shape: Sequence[int], kind: str, rows: int = 1
+) -> Conditions:
+    """Core's model conditions of each CONDITIONING for ``rows`` latents of ``shape``; kind: "positive" or
     "negative".
     """
-    device, noise = model.load_device, torch.zeros(1, *shape, device=model.load_device)
+    device, noise = model.load_device, torch.zeros(rows, *shape, device=model.load_device)
     out = []
     for conditioning in encoded:
         (cond,) = comfy.samplers.encode_model_conds(
@@ -50,7 +52,7 @@ def conditions_of(model: Any, encoded: Iterable[list], shape: Sequence[int], kin
         )
         out.append(
             {
-                key: value.process_cond(batch_size=1, area=None, device=device)
+                key: value.process_cond(batch_size=rows, area=None, device=device)
                 for key, value in cond["model_conds"].items()
             }
         )

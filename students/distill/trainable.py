@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,10 @@ class TrainableStudent:
         self.device: torch.device = model.load_device
         self.dtype = model.model.get_dtype_inference()
         with saying_what_fails(self.name, self.shape):
-            self.positive = conditions_of(model, prompts.positive, shape, "positive")
+            encoded = iter(prompts.positive)
+            first = next(encoded)
+            self.positive = conditions_of(model, itertools.chain([first], encoded), shape, "positive")
+            self.first_of_two = conditions_of(model, [first], shape, "positive", rows=2)
             (self.negative,) = conditions_of(model, [prompts.negative], shape, "negative")
             self.time_layer = time_layer_of(self.network, self._probes(), name)
         manager = BypassInjectionManager()
@@ -158,13 +162,21 @@ class TrainableStudent:
         conditional, unconditional = both.chunk(2)
         return conditional, unconditional
 
+    @torch.no_grad()
+    def two_together(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, c) of the first prompt for two rows that the model is told are one batch, as samplers tell
+        it.
+        """
+        self._off()
+        return self._denoised(x, sigma, self.first_of_two).cpu()
+
     def student(self, x: Tensor, sigma: Tensor, prompt: Tensor, g: Tensor) -> Tensor:
         """The adapter stays on for the backward pass, where checkpointed blocks run again."""
         self._off()
         embedding = guidance_embedding(self.guidance.milliweights(g), self.guidance).to(self.device)
         addition = nn.functional.linear(embedding, self.parameters[PROJECTION])
         self.injection.inject(self.model)
-        self.guidance_hook = add_guidance(self.network, self.time_layer, addition)
+        self.guidance_hook = add_guidance(self.network, self.time_layer, addition, sigma)
         return self._denoised(x, sigma, [self.positive[i] for i in prompt.tolist()])
 
     @contextlib.contextmanager

@@ -121,25 +121,44 @@ def test_rows_keep_their_guidance_where_every_frame_has_a_time_of_its_own(
     assert (other - apart[1]).abs().max() > 1e-4, "the guidance has an effect"
 
 
+A, B, ZERO = 1.0, 2.0, 0.0
+
+
 @pytest.mark.parametrize(
-    ("shape", "expected"),
+    ("times", "alike", "expected"),
     [
-        ((2, 3), [[1.0] * 3, [2.0] * 3]),
-        ((4, 3), [[1.0] * 3, [1.0] * 3, [2.0] * 3, [2.0] * 3]),
-        ((2, 1, 3), [[[1.0] * 3], [[2.0] * 3]]),
+        ([A, A], True, [1, 2]),
+        ([A, B], False, [1, 2]),
+        ([A, A, A, A], True, [1, 1, 2, 2]),
+        ([A, A, B, B], False, [1, 1, 2, 2]),
+        ([ZERO, A, ZERO, A], True, [1, 1, 2, 2]),
+        ([ZERO, A, ZERO, B], False, [1, 1, 2, 2]),
+        ([A, A, ZERO, ZERO], True, [1, 2, 1, 2]),
+        ([A, B, ZERO, ZERO], False, [1, 2, 1, 2]),
+        ([ZERO, A, A, ZERO, A, A], True, [1, 1, 1, 2, 2, 2]),
+        ([A, A, ZERO, ZERO, ZERO, ZERO], True, [1, 2, 1, 2, 1, 2]),
     ],
 )
-def test_an_addition_joins_the_times_of_its_own_row(shape: tuple[int, ...], expected: list) -> None:
+def test_an_addition_joins_the_times_of_its_own_row(times: list, alike: bool, expected: list) -> None:
+    """Times of a row's frames one after the other (WAN, LTX), or of all pictures and then of all
+    references.
+    """
+    t_emb = torch.tensor(times)[:, None].expand(-1, 3)
     addition = torch.tensor([[1.0], [2.0]]).expand(2, 3)
-    assert fitted(addition, torch.Size(shape)).tolist() == expected
+    assert fitted(addition, t_emb, alike)[:, 0].tolist() == expected
+
+
+def test_an_addition_joins_all_tokens_of_its_row() -> None:
+    addition = torch.tensor([[1.0], [2.0]]).expand(2, 3)
+    assert fitted(addition, torch.zeros(2, 5, 3), True).tolist() == [[[1.0] * 3], [[2.0] * 3]]
 
 
 def test_different_guidance_cannot_join_one_time() -> None:
-    assert fitted(torch.ones(2, 3), torch.Size((1, 3))).tolist() == [[1.0] * 3]
+    assert fitted(torch.ones(2, 3), torch.zeros(1, 3), True).tolist() == [[1.0] * 3]
     with pytest.raises(UnsupportedModel, match="one time for all 2 rows"):
-        fitted(torch.tensor([[1.0], [2.0]]), torch.Size((1, 1)))
+        fitted(torch.tensor([[1.0], [2.0]]), torch.zeros(1, 1), True)
     with pytest.raises(UnsupportedModel, match="3 times for 2 rows"):
-        fitted(torch.ones(2, 3), torch.Size((3, 3)))
+        fitted(torch.ones(2, 3), torch.zeros(3, 3), True)
 
 
 class Mixed(nn.Module):

@@ -125,6 +125,9 @@ def model_of(kind: str, config: dict[str, Any]) -> Any:
         else:
             values = 0.1 * values + (0.0 if "bias" in name else 1.0)
         parameter.data = values
+    for buffer in model.diffusion_model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = 0.02 * torch.randn(buffer.shape, generator=generator)  # made without values
     model.eval()
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
