@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from ..common.pictures import image_of, picture_of_text
-from ..drafting.backends import predict_rows
+from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
 from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids, solver_of
 from ..stability.profile import QUICK, THOROUGH, Effort
@@ -220,7 +220,7 @@ def measure(subject: Subject, effort: Effort) -> Measured:
     """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
     gave the model.
     """
-    subject = replace(subject, devices=devices_of(subject.model), predict=predict_rows)
+    subject = replace(subject, devices=devices_of(subject.model), predict=RowsOnDevices())
     bar = comfy.utils.ProgressBar(1)
 
     def progress(made: int, of: int) -> None:

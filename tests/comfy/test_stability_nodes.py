@@ -98,13 +98,14 @@ def test_probes_are_spread_over_the_devices_and_measure_the_same(
     work = Replicas._share
 
     def counted(self: Replicas, place: torch.device, states: list, arguments: dict) -> list:
-        shares.append((str(place), sum(len(x) for x, _ in states)))
+        shares.append((str(place), sum(len(state.x) for state in states)))
         return work(self, place, states, arguments)
 
     monkeypatch.setattr(Replicas, "_share", counted)
     alone, _ = profile(model, probes=4)
     assert not shares
     together, _ = profile(spread(model, "cpu, cpu:1", 0), probes=4, seed=0)
+    assert shares.pop(0) == ("cpu:1", 1), "asked once, whether it predicts as the main device does"
     assert set(shares) == {("cpu:1", 2)}
     assert len(shares) == SMALL.calls // SMALL.probes
     assert together.linearized is not None and alone.linearized is not None
