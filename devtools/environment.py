@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .comfyui import RELEASES, ComfyUI, fetch_release, is_comfyui, locate
+from .comfyui import RELEASES, ComfyUI, fetch_release, install_builder, is_comfyui, locate
 from .process import SetupFailed, run_logged, say
 
 
@@ -91,7 +91,7 @@ def set_up(root: Path) -> Workshop:
         is_comfyui(comfyui.path)
         and python.exists()
         and stamp.exists()
-        and stamp.read_text() == fingerprint(root, comfyui)
+        and stamp.read_text(encoding="utf-8") == fingerprint(root, comfyui)
     ):
         return workshop
 
@@ -108,9 +108,10 @@ def set_up(root: Path) -> Workshop:
         (venv / "complete").touch()
     if comfyui.release and not is_comfyui(comfyui.path):
         say(f"downloading ComfyUI into {comfyui.path.relative_to(root)}")
+        install_builder(python, logs / "builder.log")
         fetch_release(comfyui.path, RELEASES[comfyui.release], python, logs / "comfyui.log")
     say("installing Python packages into .venv (several GB; a few minutes)")
     _install(root, comfyui, python, logs / "pip.log")
-    stamp.write_text(fingerprint(root, comfyui))
+    stamp.write_text(fingerprint(root, comfyui), encoding="utf-8")
     say("set-up is complete", since=start)
     return workshop

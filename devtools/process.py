@@ -20,6 +20,10 @@ class SetupFailed(Exception):
     """The environment could not be made; the message says what was tried, and where to read more."""
 
 
+class ProgramFailed(Exception):
+    """A program ended with another exit status than 0; the message ends with what it printed."""
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment made offline, without another environment's Python paths."""
     return (
@@ -31,7 +35,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def tail(log: Path, lines: int = 20) -> str:
     """The last lines of a log, indented."""
-    return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
+    return "\n".join(
+        f"    {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    )
 
 
 def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = lambda line: None) -> None:
@@ -40,12 +46,12 @@ def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
-        log.open("w") as file,
+        log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             env=environment(),
         ) as process,
@@ -58,6 +64,28 @@ def run_logged(command: Sequence[str], log: Path, show: Callable[[str], None] = 
     if process.returncode:
         failed = f"This command failed with exit status {process.returncode}:\n    {shlex.join(command)}"
         raise SetupFailed(f"{failed}\nIts log, {log}, ends:\n{tail(log)}")
+
+
+def printed(
+    command: Sequence[str | Path],
+    cwd: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+    timeout: float = 300.0,
+) -> str:
+    """What a program prints to its standard output; raises :class:`ProgramFailed` with all that it said."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(extra),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout,
+    )
+    if done.returncode:
+        said = f"{done.stdout}\n{done.stderr}".strip()
+        raise ProgramFailed(f"{shlex.join(map(str, command))} ended with {done.returncode}:\n{said}")
+    return done.stdout
 
 
 def say(text: str, since: float | None = None) -> None:

@@ -54,6 +54,22 @@ class Server:
             told = answer.read()
             return json.loads(told) if told else None
 
+    def run(self, prompt: dict[str, Any], timeout: float = 300.0) -> dict[str, Any]:
+        """Queue an API-format graph; its history entry, once it has ended in whatever way.
+
+        Raises :class:`urllib.error.HTTPError` where ComfyUI refuses it.
+        """
+        return self.finished(self.request("/prompt", {"prompt": prompt})["prompt_id"], timeout)
+
+    def finished(self, prompt_id: str, timeout: float = 300.0) -> dict[str, Any]:
+        """The history entry of a prompt, once it has ended in whatever way; raises TimeoutError."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if entry := self.request(f"/history/{prompt_id}").get(prompt_id):
+                return entry
+            time.sleep(0.02)
+        raise TimeoutError(f"prompt {prompt_id} did not end within {timeout:.0f} s. {_ending(self.log)}")
+
 
 def has_cuda() -> bool:
     """Whether an NVIDIA driver sees at least one device; asks the driver, since importing torch takes

@@ -4,8 +4,10 @@
 Every message names what was given, what was expected, and what to do.
 """
 
+from ..common.errors import UserError
 
-class DraftingError(ValueError):
+
+class DraftingError(UserError):
     """Base of all errors a user of draft-refine can cause."""
 
 

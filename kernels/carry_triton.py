@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
@@ -37,8 +39,9 @@ def kernel(  # type: ignore[no-untyped-def]
         at_p += n
 
 
-def launch(D: Tensor, at: Tensor, x: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    D, at, x = D.contiguous(), at.contiguous(), x.contiguous()
+def launch(tensors: Sequence[Tensor], c: float) -> tuple[Tensor, Tensor]:
+    """Of (D, at, x)."""
+    D, at, x = (tensor.contiguous() for tensor in tensors)
     n, out = x.numel(), torch.empty_like(D)
     # Partial sums, and not atomic additions, whose order and so whose result would differ from run to run.
     squares = x.new_empty([triton.cdiv(n, BLOCK)], dtype=torch.float32)

@@ -8,28 +8,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dispatch import Backend, backend
+from .dispatch import Dispatcher, this_process
+from .qualification import Implementation, Operation
 
 
 def linear_combinations(
-    weights: Sequence[Sequence[float]], tensors: Sequence[Tensor], by: Backend | None = None
+    weights: Sequence[Sequence[float]], tensors: Sequence[Tensor], dispatcher: Dispatcher | None = None
 ) -> Tensor:
     """[R, ...] of R rows of ``weights`` over at least one tensor [...], all of one shape; summed in fp32 or
     wider.
 
-    The result has the tensors' dtype (the widest of theirs). ``by``: the implementation; by default the one
-    that :func:`~.dispatch.backend` chooses.
+    The result has the tensors' dtype (the widest of theirs).
     """
-    if (by or backend("linear_combinations", *tensors)) == "triton":
-        from .linear_combinations_triton import launch
-
-        return launch(weights, tensors)
-    return by_torch(weights, tensors)
+    return (dispatcher or this_process())(LINEAR_COMBINATIONS, tensors, weights)
 
 
-def by_torch(weights: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> Tensor:
+def by_torch(tensors: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
     stacked = torch.stack([tensor.flatten() for tensor in tensors])
     dtype, wide = stacked.dtype, torch.promote_types(stacked.dtype, torch.float32)
     # Not waited for: the host's numbers are staged before the call returns.
     rows = torch.tensor(weights, dtype=wide).to(stacked.device, non_blocking=True)
     return (rows @ stacked.to(wide)).to(dtype).reshape(len(weights), *tensors[0].shape)
+
+
+def _kernel() -> Implementation:
+    from .linear_combinations_triton import launch
+
+    return launch
+
+
+LINEAR_COMBINATIONS = Operation("linear_combinations", by_torch, _kernel, torch.equal)

@@ -36,20 +36,13 @@ def kernel(  # type: ignore[no-untyped-def]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=of_a_row[:, None] & inside[None, :])
 
 
-def launch(weights: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> Tensor:
-    R, first, dtype = (
-        len(weights),
-        tensors[0],
-        functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors)),
-    )
+def launch(tensors: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
+    R, first = len(weights), tensors[0]
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     out = first.new_empty([R, *first.shape], dtype=dtype)
-    if out.numel():
-        flat, rows = (
-            tuple(tensor.contiguous() for tensor in tensors),
-            torch.tensor(weights, dtype=torch.float32),
-        )
-        block, ROWS = BLOCK, triton.next_power_of_2(R)
-        kernel[(triton.cdiv(first.numel(), block),)](
-            flat, rows.to(first.device, non_blocking=True), out, first.numel(), R=R, ROWS=ROWS, BLOCK=block
-        )
+    if n := first.numel():
+        flat = tuple(tensor.contiguous() for tensor in tensors)
+        rows = torch.tensor(weights, dtype=torch.float32).to(first.device, non_blocking=True)
+        ROWS = triton.next_power_of_2(R)
+        kernel[(triton.cdiv(n, BLOCK),)](flat, rows, out, n, R=R, ROWS=ROWS, BLOCK=BLOCK)
     return out

@@ -12,7 +12,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..common.pictures import image_of
+from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import predict_rows
 from ..drafting.devices import devices_of
 from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids
@@ -252,11 +252,11 @@ def measure(subject: Subject, effort: Effort) -> Measured:
 
 def picture_of(measured: Measured) -> torch.Tensor:
     """The plot [1, H, W, 3], or why there is none."""
-    from ..stability.plot import draw, draw_text
+    from ..stability.plot import draw
 
     if measured.linearized is None:
         return image_of(
-            draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
+            picture_of_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
         )
     chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER)}
     core = scheduled_grids(measured.sampling, PLOTTED_STEPS)

@@ -4,8 +4,10 @@
 Every message names what was given, what was expected, and what to do.
 """
 
+from ..common.errors import UserError
 
-class StabilityError(ValueError):
+
+class StabilityError(UserError):
     """Base of all errors a user of the stability grid can cause."""
 
 

@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..common.sampler_trace import Untraceable
+from ..common.dry_run import Untraceable
 from .errors import CannotMeasure
 from .grids import blend, for_denoise, make_grid
 from .identity import Unreadable, conditioning_digest, identity

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..common.alpha import alpha_of
-from ..common.sampler_trace import Callback, NoiseSampler, Predict, Trace, Untraceable, trace
+from ..common.dry_run import Callback, NoiseSampler, Predict, Untraceable
+from ..common.sampler_trace import Trace, trace
 from .traced import TracedSolver, traced_solver
 
 DIMENSIONS = 3

@@ -13,10 +13,12 @@ import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ops import disable_weight_init
+from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_flux import FluxGuidance
 from safetensors.torch import load_file, save_file
 
 import nodes as core_nodes
+from dizzydiff.nodes.distill import DistillGuidance
 from dizzydiff.nodes.students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 from dizzydiff.students import errors
 from dizzydiff.students.loader import Source, load_student
@@ -50,8 +52,19 @@ def test_pipeline_makes_pictures_that_depend_on_guidance(pipeline: str) -> None:
 
 
 def test_teacher_of_a_pipeline_samples_with_cfg(pipeline: str) -> None:
-    model, clip, vae = LoadPipeline.execute(f"{pipeline}/teacher").result
-    assert picture(model, clip, vae).isfinite().all()
+    """One step to sigma 0 gives D itself, which is what CFG combines: u + g (c - u)."""
+    model, clip, _ = LoadPipeline.execute(f"{pipeline}/teacher").result
+    positive, negative = (core_nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a circle", ""))
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+
+    def denoised(g: float, positive: list, negative: list) -> torch.Tensor:
+        return core_nodes.KSampler().sample(model, 7, 1, g, "euler", "normal", positive, negative, latent)[0][
+            "samples"
+        ]
+
+    c, u = denoised(1.0, positive, negative), denoised(1.0, negative, positive)
+    assert (c - u).abs().max() > 1e-3
+    torch.testing.assert_close(denoised(4.0, positive, negative), u + 4.0 * (c - u), rtol=1e-4, atol=1e-4)
 
 
 def student(name: str = "student.safetensors", **kwargs) -> str:
@@ -97,20 +110,42 @@ def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
     assert rows["batch_index"] == [5, 5, 5, 9, 9, 9]
 
 
-def test_sampler_node_gives_pictures_in_samplercustom(pipeline: str) -> None:
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sampler_node_takes_steps_of_twice_the_length_and_noise_one_step_back(
+    eta: float, pipeline: str
+) -> None:
+    """Algorithm 4 of Meng et al., written out for three steps from what the model says at each."""
     from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 
     model, clip, _ = LoadPipeline.execute(pipeline).result
     positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
     latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
     sigmas = BasicScheduler.execute(model, "simple", 3, 1.0).result[0]
-    sampler = StudentSampler.execute(1.0).result[0]
-    assert (
-        SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent)
-        .result[0]["samples"]
-        .isfinite()
-        .all()
-    )
+    seen: list[dict] = []
+
+    def watched(model, x, sigmas, callback, **options):
+        def watch(step: dict) -> None:
+            seen.append(step)
+            callback(step)
+
+        return node.sampler_function(model, x, sigmas, callback=watch, **options)
+
+    node = StudentSampler.execute(eta).result[0]
+    sampler = KSAMPLER(watched, node.extra_options)
+    sampled = SamplerCustom.execute(model, True, 1, 1.0, positive, positive, sampler, sigmas, latent).result[
+        0
+    ]
+    x, D = ([step[name] for step in seen] for name in ("x", "denoised"))
+    for i in range(2):
+        sigma_t, sigma_s = sigmas[i : i + 2]
+        sigma_k = sigma_s + eta * (sigmas[i + 2] - sigma_s)
+        offset = x[i + 1] - (D[i] + sigma_k / sigma_t * (x[i] - D[i]))
+        noise = offset / (sigma_s**2 - sigma_k**2).sqrt() if eta else 1.0 + offset
+        assert abs(noise.square().mean() - 1) < (0.2 if eta else 1e-4), (
+            "256 numbers of unit variance, or none"
+        )
+    latents = model.model.process_latent_in(sampled["samples"])
+    torch.testing.assert_close(latents, D[-1], rtol=1e-4, atol=1e-4)
 
 
 def narrow_flux() -> str:
@@ -230,7 +265,7 @@ BAD_FILES = {
     "not safetensors": (
         errors.NotSafetensors,
         "Expected",
-        lambda: damaged(lambda p: p.write_text("hello, I am a text")),
+        lambda: damaged(lambda p: p.write_text("hello, I am a text", encoding="utf-8")),
     ),
     "pickle": (
         errors.NotSafetensors,
@@ -302,7 +337,8 @@ def test_config_that_disagrees_with_the_weights(pipeline: str) -> None:
     folder = Path(folder_paths.get_folder_paths("diffusers")[0])
     shutil.copytree(folder / pipeline, folder / "disagrees", dirs_exist_ok=True)
     config = folder / "disagrees" / "unet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [64, 128]}))
+    told = {**json.loads(config.read_text(encoding="utf-8")), "block_out_channels": [64, 128]}
+    config.write_text(json.dumps(told), encoding="utf-8")
     for node in (LoadStudent, LoadPipeline):
         with pytest.raises(errors.ConfigMismatch, match=r"disagrees.*block_out_channels"):
             node.execute("disagrees")
@@ -326,3 +362,63 @@ def test_a_missing_tensor_anywhere_is_an_error_that_names_the_file(tmp_path: Pat
         save_file({k: t for k, t in weights.items() if k != key}, path)
         with pytest.raises(errors.StudentError, match=r"holed\.safetensors"):
             load_student(Source(path, path.name))
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0, 1e9])
+def test_values_outside_the_range_are_refused_by_name(value: float) -> None:
+    assert "guidance" in StudentGuidance.validate_inputs(guidance=value)
+    assert "second_guidance" in StudentGuidance.validate_inputs(second_guidance=value)
+    assert "eta" in StudentSampler.validate_inputs(eta=value)
+    assert "g_max" in DistillGuidance.validate_inputs(g_max=value)
+
+
+def test_values_that_another_node_gives_are_left_to_it() -> None:
+    assert StudentGuidance.validate_inputs(None, None) is True
+    assert StudentSampler.validate_inputs(None) is True
+    assert DistillGuidance.validate_inputs(None, 8.0) is True
+    assert GuidanceSweep.validate_inputs(None) is True
+
+
+def test_guidance_that_is_no_number_is_refused_where_it_is_used(pipeline: str) -> None:
+    with pytest.raises(errors.BadScales, match="nan"):
+        StudentGuidance.execute([], float("nan"))
+    model, clip, _ = LoadPipeline.execute(pipeline).result
+    positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    with pytest.raises(errors.BadScales, match="nan"):
+        sample(model, FluxGuidance.execute(positive, float("nan")).result[0], latent)
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "module."])
+def test_prefixes_of_other_trainers_are_read(prefix: str) -> None:
+    model = LoadStudent.execute(student("prefixed.safetensors", prefix=prefix)).result[0]
+    assert model.model.guidance.width == 256
+
+
+def test_a_folder_of_a_unet_alone_needs_the_schedule_it_was_trained_with(pipeline: str) -> None:
+    """It says its own guidance_weight, so it is no LCM; how it denoises cannot be guessed."""
+    source = Path(folder_paths.get_folder_paths("diffusers")[0]) / pipeline
+    shutil.copytree(source / "unet", MODELS / "alone", dirs_exist_ok=True)
+    with pytest.raises(errors.MissingFile, match=r"alone.*scheduler_config\.json"):
+        LoadStudent.execute("alone")
+    shutil.copy(source / "scheduler" / "scheduler_config.json", MODELS / "alone")
+    alone, whole = (LoadStudent.execute(name).result[0] for name in ("alone", pipeline))
+    samplings = [model.get_model_object("model_sampling") for model in (alone, whole)]
+    assert type(samplings[0]).__mro__[1:3] == type(samplings[1]).__mro__[1:3]
+    assert torch.equal(samplings[0].sigmas, samplings[1].sigmas)
+
+
+def test_a_config_that_asks_for_far_more_than_the_weights_hold_is_refused_at_once(pipeline: str) -> None:
+    folder = Path(folder_paths.get_folder_paths("diffusers")[0])
+    for part, key in (
+        ("text_encoder", "num_hidden_layers"),
+        ("unet", "layers_per_block"),
+        ("vae", "scaling_factor"),
+    ):
+        shutil.copytree(folder / pipeline, folder / "greedy", dirs_exist_ok=True)
+        config = folder / "greedy" / part / "config.json"
+        greedy = {**json.loads(config.read_text(encoding="utf-8")), key: 10**9}
+        config.write_text(json.dumps(greedy), encoding="utf-8")
+        with pytest.raises(errors.ConfigMismatch, match=rf"greedy.*{key}"):
+            LoadPipeline.execute("greedy")
+    shutil.rmtree(folder / "greedy")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dizzydiff.benchmarks._mixture import IsotropicMixture, flow, variance_exploding
-from dizzydiff.common.sampler_trace import Untraceable
+from dizzydiff.common.dry_run import Untraceable
 from dizzydiff.stability import grids
 from dizzydiff.stability.linearized import LinearizedModel, linearize
 from dizzydiff.stability.measured import Measured, scheduled_grids

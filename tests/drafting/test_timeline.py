@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from PIL import Image
+
 from dizzydiff.drafting.report import EvaluatedState, Report
-from dizzydiff.drafting.timeline import ANCHOR, UNUSED, colour, draw
+from dizzydiff.drafting.timeline import ANCHOR, INK, UNUSED, colour, draw
 
 REPORT = Report(
     [
@@ -27,6 +30,49 @@ def test_every_state_has_its_cell() -> None:
     assert image.width >= 1024
     shades = {shade for _, shade in image.getcolors(1 << 20)}
     assert {ANCHOR, UNUSED, colour(1e-4), colour(0.1), colour(1e-2)} <= shades
+
+
+def box(image: Image.Image, shade: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of all that has a colour."""
+    rows, columns = np.nonzero((np.asarray(image) == shade).all(-1))
+    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+
+
+def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom() -> None:
+    """Told by colours that the legend has not."""
+    first, second, third = 3e-4, 3e-2, 3e-3
+    report = Report(
+        [
+            [EvaluatedState(0), EvaluatedState(1, first, True), EvaluatedState(2, second, False)],
+            [EvaluatedState(2), EvaluatedState(3, third, True)],
+        ]
+    )
+    image = draw(report, ["cuda:0", "cuda:1", "cuda:2"])
+    upper, lower, later = (box(image, colour(deviation)) for deviation in (first, second, third))
+    assert (upper[0], upper[2]) == (lower[0], lower[2]), "one round, one column"
+    assert upper[3] < lower[1], "below one another, apart"
+    assert (upper[1], upper[3]) == (later[1], later[3]), "second states share a row"
+    assert upper[2] < later[0], "the next round stands to the right, apart"
+    row = lower[1] - upper[1]
+    anchor = image.getpixel((upper[0] + 8, upper[1] + 4 - row))
+    assert anchor == ANCHOR, "where the sampler stood is on top"
+
+
+def test_every_round_of_a_long_run_is_in_the_picture() -> None:
+    rounds = [[EvaluatedState(n), EvaluatedState(n + 1, 5e-2, True)] for n in range(100)]
+    rounds[-1][1] = EvaluatedState(100, 2e-4, True)
+    image = draw(Report(rounds), ["cuda:0", "cuda:1"])
+    left, top, right, bottom = box(image, colour(2e-4))
+    assert right - left >= 40 and bottom - top >= 40 and right < image.width
+
+
+def test_what_was_dropped_is_crossed_out() -> None:
+    near, far = EvaluatedState(2, 2e-4, True), EvaluatedState(3, 5e-2, False)
+    image = draw(Report([[EvaluatedState(0)], [EvaluatedState(1), near, far]]), [])
+    for off, crossed in ((2e-4, False), (5e-2, True)):
+        left, top, right, bottom = box(image, colour(off))
+        x, y = (3 * left + right) // 4, (3 * top + bottom) // 4  # a quarter of the way along its diagonal
+        assert bool((np.asarray(image)[y - 3 : y + 4, x - 3 : x + 4] == INK).all(-1).any()) == crossed
 
 
 def test_the_report_counts() -> None:

@@ -10,9 +10,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from devtools.process import environment
+from devtools.process import printed
 from devtools.server import Server
 
 from .test_server import good_prompt
 
 CLIENTS = Path(__file__).parents[1] / "clients"
-
-
-def printed(command: list[str], cwd: Path, extra: dict[str, str] | None = None) -> str:
-    """What a program prints; it must succeed."""
-    done = subprocess.run(
-        command, cwd=cwd, env=environment(extra), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def readme(root: Path, server: Server, pattern: str) -> str:
@@ -46,19 +35,10 @@ def readme(root: Path, server: Server, pattern: str) -> str:
     return example.replace("127.0.0.1:8188", f"127.0.0.1:{server.port}")
 
 
-def succeeded(server: Server, prompt_id: str) -> bool:
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        if entry := server.request(f"/history/{prompt_id}").get(prompt_id):
-            return entry["status"]["status_str"] == "success"
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed on this system")
 def test_the_readmes_curl_example_runs(comfy_server: Server, root: Path) -> None:
     answer = json.loads(printed(["sh", "-c", readme(root, comfy_server, r"^    (curl .*?)$")], root))
-    assert succeeded(comfy_server, answer["prompt_id"])
+    assert comfy_server.finished(answer["prompt_id"])["status"]["status_str"] == "success"
 
 
 def test_the_readmes_python_example_runs(comfy_server: Server, root: Path) -> None:

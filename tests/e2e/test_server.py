@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -30,17 +29,6 @@ NODES = [
     "DizzyDiffStudentGuidance",
     "DizzyDiffStudentSampler",
 ]
-
-
-def run(server: Server, prompt: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
-    """The history entry of a prompt, once it is done."""
-    queued = server.request("/prompt", {"prompt": prompt})["prompt_id"]
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if entry := server.request(f"/history/{queued}").get(queued):
-            return entry
-        time.sleep(0.1)
-    raise TimeoutError(f"the prompt was not done after {timeout} s: {prompt}")
 
 
 def error_of(entry: dict[str, Any]) -> dict[str, Any]:
@@ -124,26 +112,33 @@ def write_unguided(path: Path) -> None:
 
 
 def write_text(path: Path) -> None:
-    path.write_text("this is no weights file")
+    path.write_text("this is no weights file", encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "write", [write_truncated, write_unguided, write_text], ids=["truncated", "unguided", "text"]
+    ("write", "kind"),
+    [
+        (write_truncated, "dizzydiff.DamagedFile"),
+        (write_unguided, "dizzydiff.NoGuidanceInput"),
+        (write_text, "dizzydiff.NotSafetensors"),
+    ],
+    ids=["truncated", "unguided", "text"],
 )
 def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
-    write: Any, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
+    write: Any, kind: str, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
 ) -> None:
     name = f"{request.node.callspec.id}.safetensors"
     write(models / "diffusion_models" / name)
-    error = error_of(run(comfy_server, load_student(name)))
+    error = error_of(comfy_server.run(load_student(name)))
     assert (error["node_id"], error["node_type"]) == ("1", "DizzyDiffLoadStudent")
+    assert error["exception_type"] == kind, "no path into custom_nodes"
     assert name in error["exception_message"]
     assert len(error["exception_message"]) > len(name) + 40, (
         "the message says what was expected and what to do"
     )
 
     guidance = 2.0 + len(name) / 100
-    assert run(comfy_server, good_prompt(root, guidance))["status"]["status_str"] == "success"
+    assert comfy_server.run(good_prompt(root, guidance))["status"]["status_str"] == "success"
 
 
 @pytest.mark.parametrize(

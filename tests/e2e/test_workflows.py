@@ -6,8 +6,6 @@ reader.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ import pytest
 from comfy_cli.workflow_to_api import convert_ui_to_api
 from PIL import Image
 
+from devtools.process import printed
 from devtools.server import Server
 from dizzydiff.tiny import reader
 
-from .test_server import error_of, run
+from .test_server import error_of
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 EXPECTED = {
@@ -51,7 +50,6 @@ def comfy_run(server: Server, workflow: Path, home: Path) -> None:
         "XDG_CONFIG_HOME": str(home),
         "XDG_CACHE_HOME": str(home),
         "COMFY_NO_WATCH": "1",
-        "DO_NOT_TRACK": "1",
     }
     command = [
         sys.executable,
@@ -65,10 +63,7 @@ def comfy_run(server: Server, workflow: Path, home: Path) -> None:
         "--wait",
     ]
     command += ["--host", "127.0.0.1", "--port", str(server.port), "--timeout", "120", "--json"]
-    done = subprocess.run(
-        command, env=os.environ | private, cwd=home, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"comfy-cli failed on {workflow.name}:\n{done.stdout}\n{done.stderr}"
+    printed(command, home, private)
 
 
 def prompts(workflow: dict[str, Any]) -> list[str]:
@@ -104,7 +99,7 @@ def test_a_workflow_on_downloaded_models_is_accepted_with_files_of_their_names(
         file.touch()
     try:
         prompt = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
-        error = error_of(run(comfy_server, prompt))
+        error = error_of(comfy_server.run(prompt))
     finally:
         for file in files:
             file.unlink()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dizzydiff.kernels.carry import carry
-from dizzydiff.kernels.dispatch import backend
-from dizzydiff.kernels.linear_combinations import linear_combinations
+from dizzydiff.kernels import carry as carrying
+from dizzydiff.kernels import linear_combinations as combining
+from dizzydiff.kernels.qualification import Implementation, Operation
 
 BACKENDS = ["torch", *(["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else [])]
 SHAPES = [(1,), (41,), (401,), (1271,), (2, 3, 41), (1, 2, 3, 5, 401), (0,), (2, 0, 3)]
@@ -21,6 +21,18 @@ TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 every = pytest.mark.parametrize("by", BACKENDS)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+
+
+def implementation(operation: Operation, by: str) -> Implementation:
+    return operation.reference if by == "torch" else operation.kernel()
+
+
+def carry(D: Tensor, at: Tensor, x: Tensor, c: float, by: str) -> tuple[Tensor, Tensor]:
+    return implementation(carrying.CARRY, by)((D, at, x), c)
+
+
+def linear_combinations(weights: list[list[float]], tensors: list[Tensor], by: str) -> Tensor:
+    return implementation(combining.LINEAR_COMBINATIONS, by)(tensors, weights)
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -44,7 +56,7 @@ def test_linear_combinations_are_the_sums(
     weights[0, 0] = 0.0
     tensors = [draw(shape, dtype, seed) for seed in range(T)]
     terms = torch.einsum("rt,t...->rt...", weights.double(), torch.stack(tensors).double())
-    result = linear_combinations(weights.tolist(), tensors, by)  # type: ignore[arg-type]
+    result = linear_combinations(weights.tolist(), tensors, by)
     assert_near(result, terms.sum(1), terms.abs().sum(1), dtype)
 
 
@@ -53,13 +65,13 @@ def test_linear_combinations_are_the_sums(
 def test_linear_combinations_sum_in_fp32(by: str, dtype: torch.dtype) -> None:
     """Half precision rounds 256 + 0.1 to 256: a sum kept in it would give 0."""
     tensors = [torch.full([41], value, dtype=dtype) for value in (256.0, 0.09375, -256.0)]
-    assert (linear_combinations([[1.0, 1.0, 1.0]], tensors, by) == 0.09375).all()  # type: ignore[arg-type]
+    assert (linear_combinations([[1.0, 1.0, 1.0]], tensors, by) == 0.09375).all()
 
 
 @every
 def test_the_sums_have_the_widest_dtype_of_their_terms(by: str) -> None:
     tensors = [torch.ones(41, dtype=torch.float16), torch.full([41], 1e-5)]
-    result = linear_combinations([[1.0, 1.0]], tensors, by)  # type: ignore[arg-type]
+    result = linear_combinations([[1.0, 1.0]], tensors, by)
     torch.testing.assert_close(result, torch.full([1, 41], 1.00001), rtol=1e-7, atol=0)
 
 
@@ -68,11 +80,11 @@ def test_the_sums_have_the_widest_dtype_of_their_terms(by: str) -> None:
 def test_operations_take_views(by: str, dtype: torch.dtype) -> None:
     """Transposed and strided inputs."""
     square, wide = draw((41, 41), dtype, 0), draw((41, 82), dtype, 1)
-    result = linear_combinations([[1.0, 2.0]], [square.T, wide[:, ::2]], by)  # type: ignore[arg-type]
+    result = linear_combinations([[1.0, 2.0]], [square.T, wide[:, ::2]], by)
     terms = torch.stack([square.T.double(), 2 * wide[:, ::2].double()])
     assert_near(result, terms.sum(0)[None], terms.abs().sum(0), dtype)
     D = torch.stack([square.T, square])
-    carried, norm = carry(D, square.T, wide[:, ::2], 0.5, by)  # type: ignore[arg-type]
+    carried, norm = carry(D, square.T, wide[:, ::2], 0.5, by)
     offset = wide[:, ::2].double() - square.T.double()
     assert_near(carried, D.double() + 0.5 * offset, D.double().abs() + offset.abs(), dtype)
     torch.testing.assert_close(norm.double(), offset.norm(), rtol=1e-5, atol=0)
@@ -86,7 +98,7 @@ def test_carry_moves_predictions_and_measures_how_far(
     by: str, shape: tuple[int, ...], dtype: torch.dtype, P: int
 ) -> None:
     D, at, x = draw((P, *shape), dtype, 0), draw(shape, dtype, 1), draw(shape, dtype, 2)
-    carried, norm = carry(D, at, x, -0.7, by)  # type: ignore[arg-type]
+    carried, norm = carry(D, at, x, -0.7, by)
     offset = x.double() - at.double()
     assert_near(
         carried, D.double() - 0.7 * offset, D.double().abs() + x.double().abs() + at.double().abs(), dtype
@@ -99,7 +111,7 @@ def test_carry_moves_predictions_and_measures_how_far(
 def test_carry_measures_what_half_precision_cannot_square(by: str) -> None:
     """States at sigma 80 and above: their squares are beyond fp16's 65504."""
     x = torch.full([401], 600.0, dtype=torch.float16)
-    norm = carry(x[None], torch.zeros_like(x), x, 1.0, by)[1]  # type: ignore[arg-type]
+    norm = carry(x[None], torch.zeros_like(x), x, 1.0, by)[1]
     torch.testing.assert_close(norm, torch.tensor(600.0 * 401**0.5))
 
 
@@ -107,19 +119,21 @@ def test_carry_measures_what_half_precision_cannot_square(by: str) -> None:
 def test_operations_give_the_same_bits_again(by: str) -> None:
     D, at, x = (draw((1271,), torch.float32, seed) for seed in range(3))
     for operation in (
-        lambda: [linear_combinations([[1, 2, 3], [4, 5, 6]], [D, at, x], by)],  # type: ignore[arg-type]
+        lambda: [linear_combinations([[1, 2, 3], [4, 5, 6]], [D, at, x], by)],
         lambda: carry(D[None], at, x, 0.3, by),
-    ):  # type: ignore[arg-type]
+    ):
         assert all(torch.equal(one, other) for one, other in zip(operation(), operation(), strict=True))
 
 
 def test_float64_stays_float64() -> None:
     D, at, x = (draw((41,), torch.float64, seed) for seed in range(3))
     torch.testing.assert_close(
-        linear_combinations([[1, 2, 3]], [D, at, x])[0], D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14
+        combining.linear_combinations([[1, 2, 3]], [D, at, x])[0], D + 2 * at + 3 * x, rtol=1e-14, atol=1e-14
     )
-    torch.testing.assert_close(carry(D[None], at, x, 0.3)[1], (x - at).norm(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(carrying.carry(D[None], at, x, 0.3)[1], (x - at).norm(), rtol=1e-14, atol=0)
 
 
-def test_tensors_on_the_cpu_are_combined_by_torch() -> None:
-    assert backend("linear_combinations", torch.ones(3)) == "torch"
+def test_the_two_implementations_are_two() -> None:
+    for operation in (carrying.CARRY, combining.LINEAR_COMBINATIONS):
+        if "triton" in BACKENDS:
+            assert operation.kernel().__module__ == f"{operation.reference.__module__}_triton"

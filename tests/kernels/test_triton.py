@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from devtools.process import environment
+from devtools.process import printed
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed on this platform"
@@ -21,19 +20,15 @@ needs_triton = pytest.mark.skipif(
 
 
 def python(root: Path, *arguments: str, **settings: str) -> str:
-    command = [sys.executable, "-P", *arguments]
-    done = subprocess.run(
-        command, cwd=root, env=environment(settings), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return printed([sys.executable, "-P", *arguments], root, settings)
 
 
 @needs_triton
-def test_the_interpreter_passes_the_accuracy_tests(root: Path) -> None:
+def test_the_interpreter_passes_the_tests_of_accuracy_and_qualification(root: Path) -> None:
     """In a process of its own: Triton decides when it is imported whether it interprets."""
     pytest_ = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    out = python(root, *pytest_, "-k", "triton", "tests/kernels/test_accuracy.py", TRITON_INTERPRET="1")
+    files = ("tests/kernels/test_accuracy.py", "tests/kernels/test_dispatch.py")
+    out = python(root, *pytest_, "-k", "triton", *files, TRITON_INTERPRET="1")
     passed = re.search(r"(\d+) passed", out)
     assert passed and int(passed[1]) > 100, out
 

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dizzydiff.common.alpha import alpha_flow, alpha_of, alpha_ve, is_flow
+from dizzydiff.common.errors import UserError
 from dizzydiff.common.files import replacing, write_json, write_safetensors
 from dizzydiff.common.pictures import LogAxis, image_of
 from dizzydiff.common.steps import dpmpp_2m_step, euler_step
@@ -30,9 +31,9 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_beside_it(tmp_path: Pa
     file = tmp_path / "kept.json"
     write_json(file, {"old": True})
     with pytest.raises(ZeroDivisionError), replacing(file) as unfinished:
-        unfinished.write_text("half")
+        unfinished.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
-    assert file.read_text().split() == ["{", '"old":', "true", "}"]
+    assert file.read_text(encoding="utf-8").split() == ["{", '"old":', "true", "}"]
     assert os.listdir(tmp_path) == ["kept.json"]
 
 
@@ -48,7 +49,7 @@ def test_a_written_file_can_be_read_by_whom_any_new_file_can(tmp_path: Path) -> 
 def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("n" * 250 + ".json")
     write_json(file, [])
-    assert file.read_text() == "[]\n"
+    assert file.read_text(encoding="utf-8") == "[]\n"
 
 
 @given(SIGMAS)
@@ -100,3 +101,13 @@ def test_a_logarithmic_axis_puts_powers_of_ten_at_equal_distances() -> None:
     axis = LogAxis(0.01, 100.0, 50.0, 450.0)
     assert axis.decades() == pytest.approx([0.01, 0.1, 1.0, 10.0, 100.0])
     assert [axis(value) for value in axis.decades()] == pytest.approx([50.0, 150.0, 250.0, 350.0, 450.0])
+
+
+def test_errors_are_named_after_the_pack_and_not_after_its_place() -> None:
+    from dizzydiff.drafting.errors import BadDevices
+    from dizzydiff.stability.errors import BadSteps
+    from dizzydiff.students.distill.errors import BadPlan
+
+    for kind in (UserError, BadDevices, BadSteps, BadPlan):
+        assert issubclass(kind, UserError)
+        assert f"{kind.__module__}.{kind.__qualname__}" == f"dizzydiff.{kind.__name__}"

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import tomllib
+import yaml
 from PIL import Image
 
-from devtools.process import environment
+from devtools.comfyui import RELEASES
+from devtools.process import environment, printed
 
 HEAVY = ("torch", "diffusers", "transformers", "matplotlib", "triton", "comfy", "comfy_api")
 
@@ -28,28 +30,11 @@ load_package = runpy.run_path({str(root / "devtools" / "package.py")!r})["load_p
 load_package("dizzydiff", pathlib.Path({str(root)!r}))
 print(*[name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script], env=environment(), capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == ""
-
-
-def test_every_source_file_names_its_licence(root: Path) -> None:
-    folders = ("nodes", "students", "tiny", "tests", "devtools", "benchmarks")
-    files = [
-        root / "__init__.py",
-        root / "dev.py",
-        *(file for folder in folders for file in (root / folder).rglob("*.py")),
-    ]
-    assert not [
-        file
-        for file in files
-        if file.stat().st_size and "SPDX-License-Identifier: GPL-3.0-or-later" not in file.read_text()[:200]
-    ]
+    assert printed([sys.executable, "-P", "-c", script]).strip() == ""
 
 
 def test_the_registry_finds_what_it_needs(root: Path) -> None:
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["project"]["name"] == "dizzydiff"
     assert {"version", "license", "requires-python", "urls"} <= settings["project"].keys()
     assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= settings["tool"][
@@ -58,7 +43,7 @@ def test_the_registry_finds_what_it_needs(root: Path) -> None:
 
 
 def test_icon_and_banner_are_where_the_registry_is_told_and_of_its_shapes(root: Path) -> None:
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     here = (
         settings["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
         + "/main/"
@@ -71,21 +56,55 @@ def test_icon_and_banner_are_where_the_registry_is_told_and_of_its_shapes(root: 
 
 
 def test_the_changelog_knows_the_version(root: Path) -> None:
-    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
-    assert f"\n## {version}\n" in (root / "CHANGELOG.md").read_text()
+    version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\n## {version}\n" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["requirements-dev.txt", "constraints.txt"])
 def test_development_packages_are_pinned(name: str, root: Path) -> None:
-    lines = [line.partition("#")[0].strip() for line in (root / name).read_text().splitlines()]
+    lines = [
+        line.partition("#")[0].strip() for line in (root / name).read_text(encoding="utf-8").splitlines()
+    ]
     assert all("==" in line for line in lines if line)
+
+
+def test_ruff_is_the_same_before_a_commit_as_in_the_tests(root: Path) -> None:
+    (hooks,) = yaml.safe_load((root / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    pinned = (root / "requirements-dev.txt").read_text(encoding="utf-8")
+    assert f"\nruff=={hooks['rev'].removeprefix('v')}\n" in pinned
+    assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
+
+
+def test_the_public_ci_runs_all_tests_on_three_systems(root: Path) -> None:
+    workflow = yaml.safe_load((root / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    assert {system.partition("-")[0] for system in job["strategy"]["matrix"]["os"]} == {
+        "ubuntu",
+        "windows",
+        "macos",
+    }
+    matrix = job["strategy"]["matrix"]
+    assert {*matrix["comfyui"], *(each["comfyui"] for each in matrix["include"])} == set(RELEASES)
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["python3 dev.py test"]
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used), "pinned to a commit"
+
+
+@pytest.mark.parametrize("form", ["wrong_or_broken.yml", "idea.yml"])
+def test_issue_forms_are_read(form: str, root: Path) -> None:
+    text = (root / ".github" / "ISSUE_TEMPLATE" / form).read_text(encoding="utf-8")
+    told = yaml.safe_load(text)
+    assert {"name", "description", "body"} <= told.keys()
+    assert all(
+        field["type"] in ("textarea", "input") and field["attributes"]["label"] for field in told["body"]
+    )
 
 
 def test_the_registrys_own_tool_accepts_the_pack(root: Path, tmp_path: Path) -> None:
     private = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-P", "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
     done = subprocess.run(
-        command, cwd=root, env=environment(private), capture_output=True, text=True, timeout=120
+        command, cwd=root, env=environment(private), capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout + done.stderr
@@ -99,7 +118,7 @@ def test_an_older_comfyui_is_told_apart(version: str, older: bool, root: Path) -
     import dizzydiff
 
     assert dizzydiff.is_older(version, dizzydiff.OLDEST_COMFYUI) is older
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["tool"]["comfy"]["requires-comfyui"] == f">={dizzydiff.OLDEST_COMFYUI}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools.process import SetupFailed, environment, run_logged
+from devtools.process import ProgramFailed, SetupFailed, environment, printed, run_logged
 
 
 def test_a_failure_names_the_command_its_status_its_log_and_what_the_log_ends_with(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_each_line_is_shown_as_it_comes_and_kept(tmp_path: Path) -> None:
     lines: list[str] = []
     run_logged([sys.executable, "-c", "print('one'); print('two')"], tmp_path / "log", lines.append)
     assert lines == ["one", "two"]
-    assert (tmp_path / "log").read_text().split() == lines
+    assert (tmp_path / "log").read_text(encoding="utf-8").split() == lines
 
 
 def test_child_processes_stay_offline_and_find_no_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +33,10 @@ def test_child_processes_stay_offline_and_find_no_other_environment(monkeypatch:
     settings = environment({"EXTRA": "1"})
     assert not {"PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV"} & settings.keys()
     assert (settings["HF_HUB_OFFLINE"], settings["DO_NOT_TRACK"], settings["EXTRA"]) == ("1", "1", "1")
+
+
+def test_what_a_program_prints_is_given_back_and_a_failure_tells_all(tmp_path: Path) -> None:
+    assert printed([sys.executable, "-c", "print('Grüße')"], tmp_path, {"PYTHONUTF8": "1"}) == "Grüße\n"
+    said = "import sys; print('half done'); print('no space', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(ProgramFailed, match=r"(?s)ended with 3:.*half done.*no space"):
+        printed([sys.executable, "-c", said], tmp_path)

@@ -25,7 +25,7 @@ HANGS = "import time; print('still loading', flush=True); time.sleep(600)"
 
 
 def start(tmp_path: Path, program: str, timeout: float = 60.0):
-    (tmp_path / "main.py").write_text(program)
+    (tmp_path / "main.py").write_text(program, encoding="utf-8")
     return running(Path(sys.executable), tmp_path, tmp_path, tmp_path / "output", tmp_path / "log", timeout)
 
 
@@ -37,6 +37,30 @@ def test_it_is_stopped_when_the_work_fails(tmp_path: Path) -> None:
         assert server.process.poll() is None
         raise KeyboardInterrupt
     assert servers[0].process.poll() is not None
+
+
+HISTORY = """
+import argparse, http.server, json
+parser = argparse.ArgumentParser()
+parser.add_argument("--port", type=int)
+asked = []
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, told):
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(told).encode())
+    def do_GET(self):
+        asked.append(self.path)
+        self.answer({"a1": {"asked": self.path}} if len(asked) > 4 and "a1" in self.path else {})
+    def do_POST(self):
+        self.answer({"prompt_id": "a1"})
+http.server.HTTPServer(("127.0.0.1", parser.parse_known_args()[0].port), Handler).serve_forever()
+"""
+
+
+def test_a_prompt_is_waited_for_until_it_is_in_the_history(tmp_path: Path) -> None:
+    with start(tmp_path, HISTORY) as server:
+        assert server.run({}) == {"asked": "/history/a1"}
+        with pytest.raises(TimeoutError, match=r"another.*log"):
+            server.finished("another", timeout=0.1)
 
 
 @pytest.mark.parametrize(
