@@ -14,7 +14,7 @@ from . import curves
 from .equidistribution import equidistribute
 from .errors import BadBlend, BadSteps
 from .linearized import TABLE_POINTS, LinearizedModel
-from .refine import loss, refine
+from .refine import DAMPINGS, loss, refine
 from .solvers import Solver
 from .traced import TracedSolver
 
@@ -24,8 +24,8 @@ MIN_PATH_LEVELS = 61
 """Levels that a cheapest path may choose from: GITS' number."""
 BLENDS = (0.25, 0.5, 0.75)
 """Shares of other grids that are tried for traced samplers."""
-TRACED_ITERATIONS = 8
-"""Of refinement for traced samplers."""
+MAX_TRACED_ITERATIONS, MAX_TRACED_CALLS = 8, 2000
+"""Of refinement for traced samplers; the model calls of its dry runs, which take a millisecond each."""
 REFINED_STARTS = 2
 """How many of the best starts are refined: the loss has local minima."""
 DENSITY_FLOOR = 1e-3
@@ -65,7 +65,8 @@ def _traced_grid(model: LinearizedModel, steps: int, solver: TracedSolver, given
         return own
     starts = [own, *given, *(blend(own, grid, share) for grid in given for share in BLENDS)]
     best = starts[int(loss(model, torch.stack(starts), solver).argmin())]
-    return refine(model, best, solver, TRACED_ITERATIONS)
+    calls = steps * (steps + 1 + len(DAMPINGS))
+    return refine(model, best, solver, min(MAX_TRACED_ITERATIONS, MAX_TRACED_CALLS // calls))
 
 
 def for_denoise(make: Scheduler, steps: int, denoise: float) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..common.alpha import alpha_of
 from ..common.dry_run import Callback, NoiseSampler, Predict, Untraceable
 from ..common.sampler_trace import Trace, trace
-from .traced import TracedSolver, traced_solver
+from .solvers import Solver
+from .traced import traced_solver
 
 DIMENSIONS = 3
 """Of the states of a dry run; samplers do not look at them."""
@@ -40,8 +41,9 @@ class StandIn:
         return D
 
 
-def solver_of(sampler: Any, sampling: Any) -> TracedSolver:
+def solver_of(sampler: Any, sampling: Any) -> Solver:
     """The solver that a SAMPLER is on a model's noise levels. Raises Untraceable."""
+    sampler = getattr(sampler, "inner", sampler)  # a drafted sampler takes the steps of the one within
     if not isinstance(sampler, comfy.samplers.KSAMPLER):
         raise Untraceable(f"{type(sampler).__name__} is not made of a sampler function")
     tracer = functools.partial(_traced, sampler, sampling)
