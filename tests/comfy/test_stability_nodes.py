@@ -99,7 +99,7 @@ def test_probes_are_spread_over_the_devices_and_measure_the_same(
     work = Replicas._share
 
     def counted(self: Replicas, place: torch.device, states: list, arguments: dict) -> list:
-        shares.append((str(place), sum(len(x) for x, _ in states)))
+        shares.append((str(place), sum(len(state.x) for state in states)))
         return work(self, place, states, arguments)
 
     monkeypatch.setattr(Replicas, "_share", counted)
