@@ -123,7 +123,7 @@ def passes(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
             yield from count((1, 16, 3, 45, 80), sampler, 28, 4, mode)
 
 
-def plans(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+def traces(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     """On the host, whatever the device."""
     for sampler, steps in (("euler", 28), ("dpmpp_2m", 28), ("dpmpp_2m_sde", 50), ("seeds_3", 50)):
         yield {

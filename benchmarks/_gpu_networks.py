@@ -112,7 +112,7 @@ def _unet(name: str, layout: dict[str, Any], device: torch.device, student: bool
     import comfy.supported_models
 
     from ..students.guidance import guidance_input
-    from ..students.loader import GuidedModel, GuidedSDXL
+    from ..students.networks import GuidedModel, GuidedSDXL
 
     labelled = layout["adm_in_channels"] is not None
     config = (comfy.supported_models.SDXL if labelled else comfy.supported_models.SD15)(layout)

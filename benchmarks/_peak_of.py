@@ -29,7 +29,7 @@ def main(what: str, teacher: str, size: str, batch: str) -> None:
     if what == "sampling":
         sample(model, int(size), int(batch))
     else:
-        distil(model, int(size), int(batch), checkpointing=what == "distilling")
+        distill(model, int(size), int(batch), checkpointing=what == "distilling")
     print(peak() - before)
 
 
@@ -79,25 +79,25 @@ def sample(model: Any, size: int, batch: int) -> None:
         )
 
 
-def distil(model: Any, size: int, batch: int, checkpointing: bool) -> None:
-    """Updates of stage one by the training's own loop, on a round as short as one can be."""
-    from dizzydiff.students.distill.native import Distilled, trainable
-    from dizzydiff.students.distill.states import Guidance
-    from dizzydiff.students.distill.training import Plan, Planned, Training
-    from dizzydiff.students.guidance import GuidanceInput
+def distill(model: Any, size: int, batch: int, checkpointing: bool) -> None:
+    """Updates of stage one by the training's own loop, on a pool as short as one can be."""
+    from dizzydiff.students.distill.plan import Plan, PlannedStage
+    from dizzydiff.students.distill.stages import GuidanceStage
+    from dizzydiff.students.distill.teacher import trainable
+    from dizzydiff.students.distill.trainable import AdapterShape, Prompts, TrainableStudent
+    from dizzydiff.students.distill.training import Training
+    from dizzydiff.students.guidance import distilled_guidance
 
     plan = Plan(updates=TWICE, batch=batch)
-    distilled = Distilled(
+    student = TrainableStudent(
         trainable(model),
-        [conditioning(model, 0)],
-        conditioning(model, 1),
+        Prompts([conditioning(model, 0)], conditioning(model, 1)),
         (4, size, size),
-        GuidanceInput(256, 1.0, plan.scales),
-        plan.rank,
-        plan.seed,
+        AdapterShape(distilled_guidance(plan.scales), plan.rank, plan.seed),
     )
-    with torch.enable_grad(), distilled.training(checkpointing):
-        Training(distilled, [Planned(Guidance(distilled.world(plan.scales), steps=2), TWICE)], plan).run()
+    stage = GuidanceStage(student.distribution(plan.scales), steps=2)
+    with torch.enable_grad(), student.training(checkpointing):
+        Training(student, [PlannedStage(stage, TWICE)], plan).run()
 
 
 main(*sys.argv[1:])

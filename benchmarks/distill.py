@@ -109,9 +109,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def trained(subject: Subject) -> list[Any]:
     """The student MODEL at the end of every stage; the first is what the recipe of tiny/ makes."""
-    from ..students.distill import native
-    from ..students.distill.run import Running, distil
+    from ..students.distill.run import Running, distill
     from ..students.distill.training import Progress
+    from ..students.student_model import student_of
 
     adapters: list[Any] = []
 
@@ -121,7 +121,7 @@ def trained(subject: Subject) -> list[Any]:
 
     effort = subject.effort
     with tempfile.TemporaryDirectory() as folder:
-        distil(
+        distill(
             subject.job(
                 Path(folder) / "student.safetensors",
                 updates=effort.updates,
@@ -130,7 +130,7 @@ def trained(subject: Subject) -> list[Any]:
             ),
             keep,
         )
-    return [native.student_of(subject.teacher, each, "student") for each in adapters]
+    return [student_of(subject.teacher, each, "student") for each in adapters]
 
 
 def stage_one(subject: Subject, student: Any) -> list[dict[str, Any]]:
@@ -254,19 +254,19 @@ def training_speed(subject: Subject) -> dict[str, Any]:
 
 
 def engine_seconds(subject: Subject) -> float:
-    """Over the updates that one round of states serves, after those of the first."""
-    from ..students.distill.run import Running, distil
-    from ..students.distill.states import Guidance
-    from ..students.distill.training import REUSE, Progress
+    """Over the updates that one pool of states serves, after those of the first."""
+    from ..students.distill.run import Running, distill
+    from ..students.distill.stages import GuidanceStage
+    from ..students.distill.training import USES_OF_A_STATE, Progress
 
-    served = REUSE * Guidance.steps
+    served = USES_OF_A_STATE * GuidanceStage.steps
     times: list[float] = []
 
     def clock(running: Running, progress: Progress) -> None:
         times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        distil(subject.job(Path(folder) / "student.safetensors", updates=2 * served), clock)
+        distill(subject.job(Path(folder) / "student.safetensors", updates=2 * served), clock)
     return (times[-1] - times[served - 1]) / served
 
 

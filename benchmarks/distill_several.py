@@ -22,8 +22,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT)
-    from ..students.distill import native, routing, several
-    from ..students.distill.run import distil
+    from ..students.distill.run import distill
+    from ..students.distill.several import distill_several
+    from ..students.student_model import student_of, students_of
 
     effort, updates, step_updates = (QUICK, 10, 3) if quick else (FULL, 200, 60)
     subject = Subject(effort)
@@ -33,11 +34,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "students.safetensors"
-        one = native.student_of(
-            subject.teacher, distil(job(Path(folder) / "one.safetensors", RANK)).adapter, "student"
-        )
-        manifest, _ = several.distil_several(job(path, RANK // 2), SHARING)
-        four = routing.students_of(subject.teacher, manifest, several.loader(path, manifest), "students")
+        alone = distill(job(Path(folder) / "one.safetensors", RANK))
+        one = student_of(subject.teacher, alone.adapter, "student")
+        manifest, _ = distill_several(job(path, RANK // 2), SHARING)
+        four = students_of(subject.teacher, manifest, "students")
         return [
             {
                 "g": g,

@@ -70,7 +70,7 @@ def parts() -> dict[str, Part]:
 
     every: dict[str, Part] = {
         "passes": _gpu_drafts.passes,
-        "plans": _gpu_drafts.plans,
+        "traces": _gpu_drafts.traces,
         "elsewhere": _gpu_elsewhere.elsewhere,
         "kernels": _gpu_kernels.kernels,
         "student step": _gpu_calls.student_step,

@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Running out of memory, by whatever name a device calls it."""
+"""Telling a lack of memory from other errors, on every kind of device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-WORDS = ("out of memory", "not enough memory", "can't allocate memory", "insufficient memory")
+PHRASES = (
+    "out of memory",  # CUDA, HIP, MPS, NPU; also where they come as plain RuntimeError or AcceleratorError
+    "can't allocate memory",  # PyTorch on the host
+    "not enough memory",  # the same on Windows
+    "could not allocate tensor",  # DirectML
+    "out_of_device_memory",  # oneAPI
+    "out_of_host_memory",
+    "insufficient memory",
+)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and ROCm raise OutOfMemoryError; MPS, DirectML and the CPU's allocator RuntimeErrors that say
-    so.
+def is_out_of_memory(error: BaseException, *also: Callable[[BaseException], bool]) -> bool:
+    """Whether an error says that memory did not suffice, by its type or its message.
+
+    also: other judges, such as ComfyUI's ``comfy.model_management.is_oom``.
     """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in WORDS)
+    message = str(error).lower()
+    return (isinstance(error, RuntimeError) and any(phrase in message for phrase in PHRASES)) or any(
+        judge(error) for judge in also
+    )

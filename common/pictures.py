@@ -4,20 +4,35 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Colour = tuple[int, int, int]
+INK: Colour = (30, 30, 30)
+MARGIN, LINE, LETTER = 40, 44, 10
+"""Pixels round a text, of a line, and of a letter's width."""
 
 
 def image_of(picture: Image.Image) -> Tensor:
     """An RGB picture as IMAGE: [1, H, W, 3] in [0, 1]."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def picture_of_text(text: str, width: int = 1024) -> Image.Image:
+    """What is to be said where nothing can be drawn."""
+    font = ImageFont.load_default(18)
+    lines = textwrap.wrap(text, (width - 2 * MARGIN) // LETTER)
+    picture = Image.new("RGB", (width, 2 * MARGIN + LINE * len(lines)), "white")
+    pen = ImageDraw.Draw(picture)
+    for row, line in enumerate(lines):
+        pen.text((MARGIN, MARGIN + LINE * (row + 0.5)), line, INK, font, anchor="lm")
+    return picture
 
 
 @dataclass(frozen=True)

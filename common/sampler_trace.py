@@ -9,45 +9,25 @@ run over symbols finds them all: a dry run on the host, of tensors with one numb
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-V = TypeVar("V")
-NoiseSampler = Callable[[Tensor, Tensor], Tensor]
-"""noise(sigma, sigma_next): a sample of the state's shape, as k-diffusion has it."""
-Callback = Callable[[dict[str, Any]], None]
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""(x, sigma) -> a prediction [2, ...]: denoised, and uncond, which the ``*_cfg_pp`` samplers read."""
+from .dry_run import DryRun, DryRuns, Predict, SamplerRun, Untraceable
 
+V = TypeVar("V")
 MAX_LAG = 16
 """Model calls back from which a state may still depend on a prediction or a noise."""
-MAX_CALLS = 2000
-"""Of a run: every state takes a coefficient for each, and adaptive steps may never end on numbers."""
 MAX_DENOISED_TERMS = 4
 """A state that depends on more predictions is written in derivatives, where those are fewer."""
 ROUNDING_ULPS = 100
 """Coefficients below so many roundings of a state's largest are rounding themselves."""
 LINEARITY_RTOL = 1e-3
 """How far a state in single precision may be from its combination, relative to the sum of magnitudes."""
-NOT_ONE_BY_ONE = "it does not report its steps one by one"
-
-
-class Untraceable(Exception):
-    """Why the trace of a sampler cannot be found."""
-
-
-class SamplerRun(Protocol):
-    """A k-diffusion sampler function with everything bound but what a dry run changes."""
-
-    def __call__(
-        self, model: Any, x: Tensor, sigmas: Tensor, callback: Callback | None, noise: NoiseSampler, /
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -106,76 +86,13 @@ class Trace:
         return min([*states, *predictions], default=n), min(first_noise, min(noises, default=first_noise))
 
 
-@dataclass
-class _DryRun:
-    """What a dry run did."""
-
-    calls: list[tuple[float, int]] = field(default_factory=list)
-    """(sigma, noises before) of every model call."""
-    states: list[Tensor] = field(default_factory=list)
-    noise_sigmas: list[tuple[float, float]] = field(default_factory=list)
-    last_call_of_step: dict[int, int] = field(default_factory=dict)
-    """The newest call when a step reported itself."""
-
-    def steps(self, count: int) -> list[int]:
-        """The step of every call. Raises :class:`Untraceable` unless each of the steps, the last perhaps not,
-        reports after its first call.
-        """
-        reported = sorted(self.last_call_of_step)
-        if reported not in (list(range(count)), list(range(count - 1))) or self.last_call_of_step.get(0) != 0:
-            raise Untraceable(NOT_ONE_BY_ONE)
-        starts = sorted(self.last_call_of_step.values())
-        return [bisect.bisect_right(starts, call) - 1 for call in range(len(self.calls))]
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What is traced: ``stand_in(predict)`` makes a model that the sampler accepts."""
-
-    run: SamplerRun
-    stand_in: Callable[[Predict], Any]
-    sigmas: Tensor
-
-    def dry_run(
-        self, x: Tensor, predict: Callable[[int, Tensor, Tensor], Tensor], draw: Callable[[int], Tensor]
-    ) -> _DryRun:
-        """Run from x; the m-th model call is answered by predict(m, x, sigma), the q-th noise by draw(q)."""
-        seen, last_step = _DryRun(), len(self.sigmas) - 2
-
-        def model(x: Tensor, sigma: Tensor) -> Tensor:
-            if len(seen.calls) == MAX_CALLS:
-                raise Untraceable(f"it makes more than {MAX_CALLS} model calls")
-            seen.calls.append((float(sigma[0]), len(seen.noise_sigmas)))
-            seen.states.append(x.clone())
-            return predict(len(seen.calls) - 1, x, sigma)
-
-        def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-            seen.noise_sigmas.append((float(sigma), float(sigma_next)))
-            return draw(len(seen.noise_sigmas) - 1)
-
-        def callback(report: dict[str, Any]) -> None:
-            if report["i"] > last_step:
-                raise Untraceable(NOT_ONE_BY_ONE)
-            seen.last_call_of_step[int(report["i"])] = len(seen.calls) - 1
-
-        with torch.random.fork_rng(devices=[]):
-            sigmas = self.sigmas.clone()  # some samplers write into their sigmas
-            try:
-                self.run(self.stand_in(model), x, sigmas, callback, noise)
-            except Untraceable:
-                raise
-            except Exception as error:
-                raise Untraceable(f"its dry run failed ({type(error).__name__}: {error})") from error
-        return seen
-
-
 def trace(run: SamplerRun, stand_in: Callable[[Predict], Any], sigmas: Tensor, ndim: int) -> Trace:
     """All model calls of a run over ``sigmas`` [steps + 1] for states of ``ndim`` dimensions.
 
     ``stand_in(predict)`` makes a model that the sampler accepts. Raises :class:`Untraceable` for samplers
     whose calls depend on predictions (adaptive steps), or whose states are not linear in them.
     """
-    subject, generator = _Subject(run, stand_in, sigmas.cpu()), torch.Generator().manual_seed(0)
+    subject, generator = DryRuns(run, stand_in, sigmas.cpu()), torch.Generator().manual_seed(0)
     predictions: list[Tensor] = []
     noises: list[Tensor] = []
 
@@ -191,10 +108,16 @@ def trace(run: SamplerRun, stand_in: Callable[[Predict], Any], sigmas: Tensor, n
     if not all(math.isfinite(sigma) and sigma > 0 for sigma, _ in tried.calls):
         raise Untraceable("it calls the model at sigmas that are not above zero")
     values = _Values.of(tried, predictions, noises, sigmas.dtype)
-    x_coeffs, coeffs = _coefficients(subject, ndim, tried, values, derivatives=False)
-    derivatives = False
+
+    def coefficients(derivatives: bool) -> tuple[Tensor, Tensor]:
+        """x_coeff [N] and the coefficients [N, 2 N + Q] of each state, checked against the numbers' run."""
+        found = _recurrence(_symbolic_states(subject, ndim, tried, derivatives))
+        _check_linear(*found, values.x, values.symbols(derivatives))
+        return found
+
+    (x_coeffs, coeffs), derivatives = coefficients(False), False
     if coeffs[:, : 2 * len(tried.calls)].count_nonzero(1).max() > MAX_DENOISED_TERMS:
-        others = _coefficients(subject, ndim, tried, values, derivatives=True)
+        others = coefficients(True)
         if derivatives := bool(others[1].count_nonzero() < coeffs.count_nonzero()):
             x_coeffs, coeffs = others
     calls = [
@@ -217,7 +140,7 @@ class _Values:
 
     @classmethod
     def of(
-        cls, tried: _DryRun, predictions: Sequence[Tensor], noises: Sequence[Tensor], dtype: torch.dtype
+        cls, tried: DryRun, predictions: Sequence[Tensor], noises: Sequence[Tensor], dtype: torch.dtype
     ) -> _Values:
         x, xi = (torch.tensor([float(n) for n in numbers], dtype=dtype) for numbers in (tried.states, noises))
         sigma = torch.tensor([sigma for sigma, _ in tried.calls], dtype=dtype)
@@ -229,16 +152,7 @@ class _Values:
         return torch.cat([predicted.flatten(), self.xi])
 
 
-def _coefficients(
-    subject: _Subject, ndim: int, tried: _DryRun, values: _Values, derivatives: bool
-) -> tuple[Tensor, Tensor]:
-    """x_coeff [N] and the coefficients [N, 2 N + Q] of each state, checked against the numbers' run."""
-    x_coeffs, coeffs = _recurrence(_symbolic_states(subject, ndim, tried, derivatives))
-    _check_linear(x_coeffs, coeffs, values.x, values.symbols(derivatives))
-    return x_coeffs, coeffs
-
-
-def _symbolic_states(subject: _Subject, ndim: int, tried: _DryRun, derivatives: bool) -> Tensor:
+def _symbolic_states(subject: DryRuns, ndim: int, tried: DryRun, derivatives: bool) -> Tensor:
     """The states [N, symbols] of a run over symbols: the first state, two parts of each prediction, each
     noise.
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,8 @@ import comfy.multigpu
 import torch
 
 from .errors import BadDevices, CannotClone
+from .messages import inform
 from .verdicts import Verdicts
-
-log = logging.getLogger("dizzydiff")
 
 DEVICES = "dizzydiff_devices"
 """Key in ``model_options`` for what Draft Devices was told, {"width": int, "batch": bool}, and for the
@@ -38,7 +36,10 @@ def spread(model: Any, devices: str, width: int) -> Any:
         main = canonical(model.load_device)
         others = [place for place in dict.fromkeys(map(canonical, places)) if place != main]
         if not others:
-            log.info("DizzyDiff: Draft Devices found no device but %s: pictures are sampled plainly.", main)
+            inform(
+                f"Draft Devices found no device but {main}: pictures are sampled plainly. With devices set "
+                "to batch, it evaluates several states at a time."
+            )
         model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
     return model

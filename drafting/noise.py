@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common.sampler_trace import NoiseSampler
+from ..common.dry_run import NoiseSampler
 
 
 class NoiseTape:

@@ -12,7 +12,8 @@ import comfy.k_diffusion.sampling as k_diffusion
 import torch
 from torch import Tensor
 
-from ..common.sampler_trace import NoiseSampler, Trace
+from ..common.dry_run import NoiseSampler
+from ..common.sampler_trace import Trace
 from .errors import Undraftable
 
 RTOL = 1e-3

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -16,11 +15,13 @@ import comfy.samplers
 from torch import Tensor
 
 from ..common.alpha import alpha_of
-from ..common.sampler_trace import NoiseSampler, Predict, Trace, Untraceable, trace
+from ..common.dry_run import NoiseSampler, Predict, Untraceable
+from ..common.sampler_trace import Trace, trace
 from .backends import choose_backend
 from .backends.base import Backend, Request
 from .backends.graph import CLONES, MULTIGPU
 from .errors import MainDeviceOnly, Undraftable
+from .messages import Say, both, inform, warn
 from .noise import NoiseTape
 from .own_noise import own_noise
 from .policies import Mode, Policy
@@ -29,8 +30,6 @@ from .report import Report
 from .space import Space
 from .speculation import SpeculativeModel, StandIn
 from .window import Drafting
-
-log = logging.getLogger("dizzydiff")
 
 ROUNDING = 1.05
 """Used drafts this many tolerances off are no rounding any more."""
@@ -62,17 +61,20 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         settings: Settings,
         *,
         on_report: Callable[[Report], None] | None = None,
+        on_message: Say | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """on_report: gets what happened in a drafted run; on_message: every sentence for the user."""
         self.inner: comfy.samplers.Sampler = inner.inner if isinstance(inner, DraftRefine) else inner
         self.settings, self._on_report, self._clock = settings, on_report, clock
+        self._warn, self._inform = both(warn, on_message), both(inform, on_message)
         options = {name: getattr(self.inner, name, {}) for name in ("extra_options", "inpaint_options")}
         super().__init__(self._run, **options)
 
     def sample(self, *arguments: Any, **named: Any) -> Tensor:
         if isinstance(self.inner, comfy.samplers.KSAMPLER):
             return super().sample(*arguments, **named)
-        _say_undrafted(f"{type(self.inner).__name__} is not made of a sampler function")
+        self._warn_undrafted(f"{type(self.inner).__name__} is not made of a sampler function")
         return self.inner.sample(*arguments, **named)
 
     def _run(
@@ -89,7 +91,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         try:
             return self._drafted(model, x, sigmas, callback, call)
         except (Undraftable, Untraceable) as why:
-            _say_undrafted(str(why))
+            self._warn_undrafted(str(why))
             if isinstance(why, MainDeviceOnly):
                 call = call.on_main_device
         return call(model, x, sigmas, callback)
@@ -102,7 +104,9 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         if call.options.get("s_churn"):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
         model_options = call.extra_args.get("model_options", {})
-        backend = choose_backend(Request(model, model_options, settings.width, self._clock))
+        backend = choose_backend(
+            Request(model, model_options, settings.width, warn=self._warn, clock=self._clock)
+        )
         predicted = functools.partial(stand_in, model, backend)
         found = trace(call.silent, predicted, sigmas, x.ndim)
         policy = Policy(settings.mode, backend.width, settings.tolerance)
@@ -124,7 +128,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         noise = noises.reader() if found.stochastic else None
         result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
-        self._tell(speculative.report, found, f"{backend}", self._clock() - started)
+        self._tell(speculative.report, len(sigmas) - 1, f"{backend}", self._clock() - started)
         return result
 
     def _noises(
@@ -143,30 +147,25 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         return NoiseTape(draw, found.noise_sigmas, sigmas)
 
-    def _tell(self, report: Report, found: Trace, where: str, seconds: float) -> None:
-        log.info(
-            "DizzyDiff: %d steps (%d predictions) in %d rounds on %s, %d drafts dropped, largest deviation "
-            "%.1e, %.2f s.",
-            1 + found.calls[-1].step,
-            len(found.calls),
-            len(report.rounds),
-            where,
-            report.rejections,
-            report.largest_deviation,
-            seconds,
+    def _tell(self, report: Report, steps: int, where: str, seconds: float) -> None:
+        calls = 1 + max(state.call for states in report.rounds for state in states)
+        self._inform(
+            f"{steps} steps ({calls} predictions) in {len(report.rounds)} rounds on {where}, "
+            f"{report.rejections} drafts dropped, largest deviation {report.largest_deviation:.1e}, "
+            f"{seconds:.2f} s."
         )
         settings = self.settings
         if settings.mode == "verified" and report.largest_deviation > ROUNDING * settings.tolerance:
-            log.warning(
-                "DizzyDiff: this sampler arrived %.1e from a draft where %.1e was allowed: it steps "
-                "otherwise than a dry run of it does, so the image is not the plain sampler's. Draw it with "
-                "a "
-                "width of 1.",
-                report.largest_deviation,
-                settings.tolerance,
+            self._warn(
+                f"this sampler arrived {report.largest_deviation:.1e} from a draft where "
+                f"{settings.tolerance:.1e} was allowed: it steps otherwise than a dry run of it does, so the "
+                "image is not the plain sampler's. Draw it with a width of 1."
             )
         if self._on_report is not None:
             self._on_report(report)
+
+    def _warn_undrafted(self, why: str) -> None:
+        self._warn(f"the sampler runs plainly, undrafted: {why}.")
 
 
 @dataclass(frozen=True)
@@ -184,14 +183,16 @@ class SamplerCall:
         """``noise``: in place of the function's own, where it takes any."""
         own = noise is None or "noise_sampler" not in inspect.signature(self.function).parameters
         options = self.options if own else {**self.options, "noise_sampler": noise}
+        # Some samplers write hooks of their own into them.
+        extra_args = dict(self.extra_args)
         return self.function(
-            model, x, sigmas, extra_args=self.extra_args, callback=callback, disable=self.disable, **options
+            model, x, sigmas, extra_args=extra_args, callback=callback, disable=self.disable, **options
         )
 
     @property
     def silent(self) -> SamplerCall:
-        """The same without a progress bar, and with arguments of its own."""
-        return replace(self, extra_args=dict(self.extra_args), disable=True)
+        """The same without a progress bar."""
+        return replace(self, disable=True)
 
     @property
     def on_main_device(self) -> SamplerCall:
@@ -232,7 +233,3 @@ def parts_of(guider: Any, x: Tensor) -> tuple[int, ...]:
                 parts = tuple(math.prod(shape[1:]) for shape in shapes.cond)
                 return parts if len(parts) > 1 and sum(parts) == x.shape[-1] else ()
     return ()
-
-
-def _say_undrafted(why: str) -> None:
-    log.warning("DizzyDiff: this sampler runs as it is, undrafted: %s.", why)

@@ -92,10 +92,10 @@ class Dispatcher:
             self._trying.release()
 
     def _decide(self, place: tuple, verdict: Verdict) -> None:
-        name, device, sizes = place
+        name, device, (rows, *sizes) = place
         self._verdicts[place[:2] if verdict.everywhere else place] = verdict
         chosen = "PyTorch" if verdict.kernel is None else "the Triton kernel"
-        of = "" if verdict.everywhere else f" of {sizes}"
+        of = "" if verdict.everywhere else f" of {len(sizes)} tensors {sizes[-1]} into {rows}"
         log.info("%s%s on %s is done by %s: %s.", name, of, device, chosen, verdict.reason)
 
 

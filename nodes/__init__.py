@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The doors of the pack: V3 node classes."""
+"""The doors of the pack: V3 node classes, one file a feature.
+
+A node says its inputs, reads them, calls one function and wraps what it gives. In may come words for users,
+values that features pass to one another, and pictures of results; mathematics belongs to a feature.
+"""
 
 from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Distil Guidance: a guided student from the MODEL in the graph."""
+"""Distill Guidance: a guided student from the MODEL in the graph."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,26 @@ import comfy.sample
 import comfy.utils
 import folder_paths
 import latent_preview
-import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..students.distill import native, plot, routing, several
-from ..students.distill.run import Job, Running, distil
-from ..students.distill.training import Plan, Progress
-from ..students.formats import inside
-from . import inputs
+from ..common.pictures import image_of
+from ..students.distill import plot
+from ..students.distill.errors import UnsupportedTeacher
+from ..students.distill.plan import Plan
+from ..students.distill.run import Job, Running, distill
+from ..students.distill.several import distill_several
+from ..students.distill.training import Progress
+from ..students.guidance import HIGHEST_SCALE
+from ..students.library import inside
+from ..students.student_model import student_of, students_of
+from .distill_inputs import all_inputs
+from .inputs import check_range
 from .students import CATEGORY
 
 PREVIEW_EVERY, PREVIEWED = 100, 4
-FOLDER = "diffusion_models"
+FOLDER, SUFFIX = "diffusion_models", ".safetensors"
 
 
 class DistillGuidance(io.ComfyNode):
@@ -33,10 +40,9 @@ class DistillGuidance(io.ComfyNode):
             display_name="Distill Guidance",
             category=CATEGORY,
             is_output_node=True,
-            description="Trains a guided student of your own model: one pass a step where CFG takes two, "
-            "for every guidance scale of a "
-            "range, and on request in few steps. Saves what there is when interrupted, and goes on from "
-            "there.",
+            description="Trains a guided student of your own model: one pass a step where CFG takes two, for "
+            "every guidance scale of a range, and on request in few steps. Saves what there is when "
+            "interrupted, and goes on from there.",
             search_aliases=[
                 "train",
                 "lora",
@@ -46,130 +52,7 @@ class DistillGuidance(io.ComfyNode):
                 "lcm",
                 "turbo",
             ],
-            inputs=[
-                io.Model.Input("model", tooltip="The teacher: a model that is sampled with CFG."),
-                io.Clip.Input("clip", tooltip="The teacher's text encoder."),
-                io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
-                    tooltip="One a line, of the kind the student will be asked for. A few hundred different "
-                    "ones are better "
-                    "than a few.",
-                ),
-                io.Latent.Input(
-                    "latent",
-                    tooltip="Its size is the one that is trained. With learn_from = pictures: the encoded "
-                    "pictures, the first for the first prompt and so on.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="my_student",
-                    tooltip="The student becomes models/diffusion_models/NAME.safetensors. If that file is "
-                    "of the same "
-                    "training, it goes on from there.",
-                ),
-                io.Int.Input(
-                    "updates",
-                    default=2000,
-                    min=1,
-                    max=1000000,
-                    tooltip="Of stage one, which teaches the guidance.",
-                ),
-                io.Float.Input(
-                    "g_min",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.001,
-                    tooltip="Lowest guidance scale that the student learns.",
-                ),
-                io.Float.Input(
-                    "g_max",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.001,
-                    tooltip="Highest guidance scale that the student learns.",
-                ),
-                io.Combo.Input(
-                    "student_steps",
-                    options=["any", "16", "8", "4", "2", "1"],
-                    default="any",
-                    tooltip="any: as many steps as the teacher, with any sampler. A number: stage two "
-                    "halves the steps from "
-                    "8 (or 16) down to it; sample with as many steps, euler and simple.",
-                ),
-                inputs.seed("Of the states, the scales and the adapter."),
-                io.Int.Input(
-                    "batch",
-                    default=4,
-                    min=1,
-                    max=1024,
-                    advanced=True,
-                    tooltip="States an update. Memory grows with it.",
-                ),
-                io.Int.Input(
-                    "rank", default=16, min=1, max=512, advanced=True, tooltip="Of the LoRA on every layer."
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.001,
-                    min=0.000001,
-                    max=0.1,
-                    step=0.0001,
-                    round=False,
-                    advanced=True,
-                    tooltip="Lower it if the loss climbs.",
-                ),
-                io.Int.Input(
-                    "step_updates",
-                    default=600,
-                    min=1,
-                    max=1000000,
-                    advanced=True,
-                    tooltip="Of each halving of the steps in stage two.",
-                ),
-                io.String.Input(
-                    "negative",
-                    default="",
-                    multiline=False,
-                    advanced=True,
-                    tooltip="The negative prompt of the teacher's guidance, which the student keeps.",
-                ),
-                io.Combo.Input(
-                    "learn_from",
-                    options=["model", "pictures"],
-                    default="model",
-                    advanced=True,
-                    tooltip="model: the states come from the teacher's own trajectories, no picture is "
-                    "needed.",
-                ),
-                io.Boolean.Input(
-                    "gradient_checkpointing",
-                    default=True,
-                    advanced=True,
-                    tooltip="Less memory, about a third more time.",
-                ),
-                io.Int.Input(
-                    "students",
-                    default=1,
-                    min=1,
-                    max=64,
-                    advanced=True,
-                    tooltip="More than 1: the prompts are split by likeness, and each part gets a student "
-                    "of its own, trained one "
-                    "after the other. A batch may mix them.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Noise levels of the first student of stage two, such as from Stability Grid. "
-                    "Default: simple.",
-                ),
-            ],
+            inputs=all_inputs(),
             outputs=[
                 io.Model.Output(tooltip="The student. Sample it at CFG 1."),
                 io.Image.Output(
@@ -179,8 +62,11 @@ class DistillGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, g_min: float = 1.0, g_max: float = 8.0) -> bool | str:
-        if g_min >= g_max:
+    def validate_inputs(cls, g_min: float | None = 1.0, g_max: float | None = 8.0) -> bool | str:
+        for name, value in (("g_min", g_min), ("g_max", g_max)):
+            if (wrong := check_range(name, value, 0.0, HIGHEST_SCALE)) is not True:
+                return wrong
+        if g_min is not None and g_max is not None and g_min >= g_max:
             return (
                 f"g_min is {g_min:g} and g_max {g_max:g}: expected the lower scale in g_min, such as 1 and 8."
             )
@@ -210,41 +96,64 @@ class DistillGuidance(io.ComfyNode):
         sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         steps = 0 if student_steps == "any" else int(student_steps)
-        first_steps = max(8, steps) if sigmas is None else len(sigmas) - 1
-        samples = comfy.sample.fix_empty_latent_channels(
-            model, latent["samples"], latent.get("downscale_ratio_spacial")
-        )
-        path = student_path(name)
+        samples = latents_of(model, latent)
         job = Job(
-            model,
-            type(model.model.model_config).__name__,
-            [line.strip() for line in prompts.splitlines() if line.strip()],
-            lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)),
-            tuple(samples.shape[1:]),
-            Plan(updates, (g_min, g_max), batch, learning_rate, seed, rank, steps, first_steps, step_updates),
-            path,
-            negative,
-            samples if learn_from == "pictures" else None,
-            sigmas,
-            gradient_checkpointing,
+            teacher=model,
+            teacher_name=type(model.model.model_config).__name__,
+            prompts=[line.strip() for line in prompts.splitlines() if line.strip()],
+            encode=lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)),
+            shape=tuple(samples.shape[1:]),
+            plan=Plan(
+                updates=updates,
+                scales=(g_min, g_max),
+                batch=batch,
+                rate=learning_rate,
+                seed=seed,
+                rank=rank,
+                steps=steps,
+                first_steps=max(8, steps) if sigmas is None else len(sigmas) - 1,
+                step_updates=step_updates,
+            ),
+            path=student_path(name),
+            negative=negative,
+            latents=samples if learn_from == "pictures" else None,
+            stage_two_sigmas=sigmas,
+            checkpointing=gradient_checkpointing,
         )
-        show = Show(model, (g_min + g_max) / 2)
-        if students > 1:
-            manifest, results = several.distil_several(job, students, show)
-            student = routing.students_of(model, manifest, several.loader(path, manifest), path.name)
-        else:
-            results = [distil(job, show)]
-            student = native.student_of(model, results[0].adapter, path.name)
-        pictures = [
-            plot.draw(result.losses, len(result.losses), result.borders, show.pictures) for result in results
-        ]
-        return io.NodeOutput(student, torch.cat([_image(picture) for picture in pictures]))
+        return io.NodeOutput(*trained(job, students))
+
+
+def latents_of(model: Any, latent: dict) -> torch.Tensor:
+    """A LATENT's rows with the channels of the model. Raises UnsupportedTeacher."""
+    if getattr(latent["samples"], "is_nested", False):
+        raise UnsupportedTeacher(
+            "The latent holds several parts, such as video and sound: such models cannot be distilled. "
+            "Expected a latent of pictures alone."
+        )
+    downscale = latent.get("downscale_ratio_spacial")
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], downscale)
+
+
+def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
+    """The student as MODEL, and a plot of each training as one IMAGE."""
+    show = Show(job.teacher, sum(job.plan.scales) / 2)
+    if students > 1:
+        manifest, results = distill_several(job, students, show)
+        student = students_of(job.teacher, manifest, job.path.name)
+    else:
+        results = [distill(job, show)]
+        student = student_of(job.teacher, results[0].adapter, job.path.name)
+    plots = [plot.draw(each.losses, len(each.losses), each.stage_ends, show.pictures) for each in results]
+    return student, torch.cat([image_of(each) for each in plots])
 
 
 def student_path(name: str) -> Path:
-    """Where a student of this name is saved; raises OutsideModelsFolder."""
-    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
-    return inside(root, name.strip().removesuffix(".safetensors") + ".safetensors")
+    """Where a student of this name is, or is to be saved; raises OutsideModelsFolder."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
+    paths = [inside(root, name.strip().removesuffix(SUFFIX) + SUFFIX) for root in roots]
+    own = [path for root, path in zip(roots, paths, strict=True) if root.name == FOLDER]
+    begun = [path for path in paths if os.path.isfile(path)]  # False for names that no file can have
+    return [*begun, *own, *paths][0]
 
 
 class Show:
@@ -267,7 +176,7 @@ class Show:
                     self.previewer.decode_latent_to_preview(row[None])
                     for row in running.samples(PREVIEWED, self.g)
                 ]
-            preview = ("JPEG", plot.draw(progress.losses, of, running.borders, self.pictures), plot.WIDTH)
+            preview = ("JPEG", plot.draw(progress.losses, of, running.stage_ends, self.pictures), plot.WIDTH)
         self.bar.update_absolute(running.done, running.total, preview)
 
 
@@ -282,7 +191,3 @@ def previewer_of(model: Any) -> Any:
     return latent_preview.Latent2RGBPreviewer(
         latents.latent_rgb_factors, latents.latent_rgb_factors_bias, latents.latent_rgb_factors_reshape
     )
-
-
-def _image(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).float().div(255)[None]

@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..common.pictures import image_of
+from ..common.pictures import image_of, picture_of_text
 from ..drafting import timeline
 from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
@@ -16,6 +16,7 @@ from ..drafting.predictors import DRAFTS, DraftsName
 from ..drafting.report import Report
 from ..drafting.sampler import DraftRefine, Settings
 from . import inputs
+from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/drafting"
 TOLERANCE = 0.01
@@ -27,8 +28,7 @@ def _mode() -> io.Combo.Input:
         options=list(MODES),
         default="verified",
         tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. "
-        "aggressive: "
-        "drafts are always used. conservative: every second round evaluates one state.",
+        "aggressive: drafts are always used. conservative: every second round evaluates one state.",
     )
 
 
@@ -38,8 +38,7 @@ def _width() -> io.Int.Input:
         default=0,
         min=0,
         max=64,
-        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch "
-        "on one.",
+        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch.",
     )
 
 
@@ -62,8 +61,8 @@ class DraftDevices(io.ComfyNode):
             node_id="DizzyDiffDevices",
             display_name="Draft Devices",
             category=CATEGORY,
-            description="Where Draft-Refine evaluates: a copy of the model on every device, or one batch on "
-            "the model's own.",
+            description="Where Draft-Refine evaluates: a copy of the model on each of several devices, or "
+            "one batch on the model's own.",
             search_aliases=["multi gpu", "multigpu", "parallel", "devices", "distributed", "多显卡"],
             inputs=[
                 io.Model.Input(
@@ -72,8 +71,8 @@ class DraftDevices(io.ComfyNode):
                 io.String.Input(
                     "devices",
                     default="auto",
-                    tooltip="auto: all GPUs; on a single one a batch, if that pays. batch: always a batch "
-                    "on one device. "
+                    tooltip="auto: all GPUs; with a single one the picture is sampled plainly. batch: "
+                    "several states at a time on one device, where nothing in the graph stands against it. "
                     "Or a list such as: cuda:0, cuda:1",
                 ),
                 _width(),
@@ -107,8 +106,8 @@ class DraftRefineSampler(io.ComfyNode):
             display_name="Draft-Refine Sampler",
             category=CATEGORY,
             description="Makes any sampler work on several predictions at once: it drafts the next states, "
-            "evaluates them in parallel, "
-            "and refines. Put Draft Devices before the guider.",
+            "evaluates them in parallel, and refines. Put Draft Devices before the guider: one device "
+            "samples plainly without it.",
             search_aliases=[
                 "multi gpu",
                 "multigpu",
@@ -139,7 +138,8 @@ class DraftRefineSampler(io.ComfyNode):
     def execute(
         cls, sampler: Any, mode: Mode, width: int, tolerance: float, drafts: DraftsName = "extrapolated"
     ) -> io.NodeOutput:
-        return io.NodeOutput(DraftRefine(sampler, Settings(mode, width, tolerance, drafts)))
+        settings = Settings(mode, width, tolerance, drafts)
+        return io.NodeOutput(DraftRefine(sampler, settings, on_message=show_at_node))
 
 
 class DraftRefineKSampler(io.ComfyNode):
@@ -149,9 +149,9 @@ class DraftRefineKSampler(io.ComfyNode):
             node_id="DizzyDiffDraftRefineKSampler",
             display_name="Draft-Refine KSampler",
             category=CATEGORY,
-            description="KSampler in a fraction of the rounds, on several devices or in batches on one. The "
-            "second output shows what was "
-            "evaluated when, and how far each draft was off.",
+            description="KSampler in a fraction of the rounds, on several devices or in batches on one: put "
+            "Draft Devices before it. The second output shows what was evaluated when, and how far each "
+            "draft was off.",
             search_aliases=["multi gpu", "multigpu", "parallel", "draft", "ksampler", "speed up", "多显卡"],
             inputs=[
                 inputs.model(),
@@ -172,7 +172,8 @@ class DraftRefineKSampler(io.ComfyNode):
                 io.Latent.Output(tooltip="What KSampler would give, within the tolerance."),
                 io.Image.Output(
                     display_name="timeline",
-                    tooltip="Every round: where the sampler stood, its drafts, and how far each was off.",
+                    tooltip="Every round: where the sampler stood, its drafts, and how far each was off. "
+                    "Or why nothing was drafted.",
                 ),
             ],
         )
@@ -201,10 +202,17 @@ class DraftRefineKSampler(io.ComfyNode):
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         reports: list[Report] = []
+        messages: list[str] = []
+
+        def tell(sentence: str) -> None:
+            messages.append(sentence)
+            show_at_node(sentence)
+
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
             Settings(mode, width, tolerance),
             on_report=reports.append,
+            on_message=tell,
         )
         sigmas = comfy.samplers.KSampler(
             model, steps, model.load_device, sampler_name, scheduler, denoise
@@ -215,12 +223,11 @@ class DraftRefineKSampler(io.ComfyNode):
         replicas = model.get_additional_models_with_key("multigpu")
         return io.NodeOutput(
             sampled.result[0],
-            picture_of(reports, [str(each.load_device) for each in (model, *replicas) if replicas]),
+            picture_of(reports, messages, [str(each.load_device) for each in (model, *replicas) if replicas]),
         )
 
 
-def picture_of(reports: list[Report], places: list[str]) -> torch.Tensor:
-    """The timeline [1, H, W, 3] of a run, or an empty one where nothing was drafted."""
-    if not reports:
-        return torch.ones(1, 64, 1024, 3)
-    return image_of(timeline.draw(reports[0], places))
+def picture_of(reports: list[Report], messages: list[str], places: list[str]) -> torch.Tensor:
+    """The timeline [1, H, W, 3] of a run, or why nothing was drafted."""
+    picture = timeline.draw(reports[0], places) if reports else picture_of_text(" ".join(messages))
+    return image_of(picture)

@@ -86,3 +86,13 @@ def check_denoise(denoise: float) -> bool | str:
     if denoise == 0 or LEAST_DENOISE <= denoise <= 1:
         return True
     return f"denoise: got {denoise}; expected 0, or a share of the noise from {LEAST_DENOISE} to 1."
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> bool | str:
+    """For validate_inputs, which takes the place of core's own check: True, or what is wrong with the value.
+
+    None is a value that another node has yet to give.
+    """
+    if value is None or low <= value <= high:
+        return True
+    return f"{name}: got {value:g}; expected a number from {low:g} to {high:g}."

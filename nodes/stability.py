@@ -12,13 +12,14 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..common.pictures import image_of
+from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import predict_rows
 from ..drafting.devices import devices_of
+from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids, solver_of
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
-from ..stability.subject import FALLBACK, Measured, Subject, core_grids, measured_once, solver_of
+from ..stability.subject import Subject
 from . import inputs
 
 CATEGORY = "DizzyDiff/stability"
@@ -139,7 +140,9 @@ class StabilityGrid(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
+    def validate_inputs(cls, denoise: float = 1.0, base_blend: float = 0.0) -> bool | str:
+        if not 0 <= base_blend <= 1:
+            return f"base_blend: got {base_blend}; expected a share from 0 to 1."
         return inputs.check_denoise(denoise)
 
     @classmethod
@@ -231,15 +234,13 @@ def measure(subject: Subject, effort: Effort) -> Measured:
 
 def picture_of(measured: Measured) -> torch.Tensor:
     """The plot [1, H, W, 3], or why there is none."""
-    from ..stability.plot import draw, draw_text
+    from ..stability.plot import draw
 
     if measured.linearized is None:
         return image_of(
-            draw_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
+            picture_of_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
         )
-    core = core_grids(measured.sampling, PLOTTED_STEPS)
-    chosen = {
-        "dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER),
-        **{name: core[name] for name in ("karras", "simple")},
-    }
+    chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER)}
+    core = scheduled_grids(measured.sampling, PLOTTED_STEPS)
+    chosen |= {name: core[name] for name in ("karras", "simple") if name in core}
     return image_of(draw(measured.linearized, DEFAULT_SOLVER, chosen))

@@ -11,11 +11,14 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..students import library, loader
-from ..students.distill import routing
+from ..students import library
 from ..students.errors import BadScales
-from ..students.guidance import parse_scales
+from ..students.guidance import HIGHEST_SCALE, parse_scales, scales_tensor
+from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
+from ..students.sampler import sample_student_native
+from ..students.student_model import IN_MEMORY, load_student
+from .inputs import check_range
 
 CATEGORY = "DizzyDiff/students"
 EMBEDDED = Path(__file__).parent.parent / "tiny"
@@ -40,8 +43,8 @@ class LoadStudent(io.ComfyNode):
             display_name="Load Guided Student",
             category=CATEGORY,
             description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as "
-            "a MODEL. "
-            "One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or FluxGuidance.",
+            "a MODEL. One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or "
+            "FluxGuidance.",
             search_aliases=[
                 "lcm",
                 "guidance distilled",
@@ -60,7 +63,7 @@ class LoadStudent(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=list(loader.WEIGHT_DTYPES),
+                    options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip="What the weights are stored as. The guidance is always embedded in fp32.",
                 ),
@@ -71,14 +74,13 @@ class LoadStudent(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "students_in_memory",
-                    default=routing.IN_MEMORY,
+                    default=IN_MEMORY,
                     min=1,
                     max=64,
                     optional=True,
                     advanced=True,
-                    tooltip="Of several students that share the prompts between them: how many are held at "
-                    "a time. The others "
-                    "are read when a prompt needs them.",
+                    tooltip="Of several students that share the prompts between them: how many are held at a "
+                    "time. The others are read when a prompt needs them.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The student. Sample it at CFG 1.")],
@@ -90,13 +92,12 @@ class LoadStudent(io.ComfyNode):
         student: str,
         weight_dtype: str = "default",
         teacher: Any = None,
-        students_in_memory: int = routing.IN_MEMORY,
+        students_in_memory: int = IN_MEMORY,
     ) -> io.NodeOutput:
         roots = [root for kind in FILE_KINDS for root in _roots(kind)]
         path = library.find_student(student, _student_folders(), roots)
-        if teacher is not None:
-            return io.NodeOutput(routing.load_student(path, student, teacher, students_in_memory))
-        return io.NodeOutput(loader.load_student(loader.Source(path, student, weight_dtype)))
+        source = Source(path, student, weight_dtype)
+        return io.NodeOutput(load_student(source, teacher, students_in_memory))
 
 
 class LoadPipeline(io.ComfyNode):
@@ -107,8 +108,7 @@ class LoadPipeline(io.ComfyNode):
             display_name="Load Student Pipeline",
             category=CATEGORY,
             description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes "
-            "with the pack; "
-            "'tiny/teacher' is its teacher, to be sampled with CFG.",
+            "with the pack; 'tiny/teacher' is its teacher, to be sampled with CFG.",
             search_aliases=["diffusers", "checkpoint", "tiny", "lcm", "guidance distilled"],
             inputs=[
                 io.Combo.Input(
@@ -129,7 +129,7 @@ class LoadPipeline(io.ComfyNode):
     def execute(cls, pipeline: str) -> io.NodeOutput:
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
         return io.NodeOutput(
-            loader.load_unet(loader.Source(unet, pipeline)),
+            load_unet(Source(unet, pipeline)),
             load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
             load_vae(unet.parent),
         )
@@ -153,9 +153,8 @@ class StudentGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="As the CFG of an ordinary model. Outside the range the student was trained "
-                    "for, a warning "
-                    "is logged.",
+                    tooltip="As the CFG of an ordinary model. Outside the range the student was trained for, "
+                    "a warning is logged.",
                 ),
                 io.Float.Input(
                     "second_guidance",
@@ -173,9 +172,16 @@ class StudentGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, guidance: float = 4.0, second_guidance: float = 4.0) -> bool | str:
+        first = check_range("guidance", guidance, 0.0, HIGHEST_SCALE)
+        return check_range("second_guidance", second_guidance, 0.0, HIGHEST_SCALE) if first is True else first
+
+    @classmethod
     def execute(
         cls, conditioning: list, guidance: float, second_guidance: float | None = None
     ) -> io.NodeOutput:
+        for given in (guidance, second_guidance):
+            scales_tensor(given, guidance)
         values = {
             "guidance": guidance,
             **({} if second_guidance is None else {"guidance_2": second_guidance}),
@@ -212,9 +218,9 @@ class GuidanceSweep(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, scales: str = "1") -> bool | str:
+    def validate_inputs(cls, scales: str | None = "1") -> bool | str:
         try:
-            parse_scales(scales)
+            parse_scales("1" if scales is None else scales)
         except BadScales as error:
             return str(error)
         return True
@@ -251,8 +257,7 @@ class StudentSampler(io.ComfyNode):
             display_name="N-Step Student Sampler",
             category=CATEGORY,
             description="The N-step sampler of guided students (Meng et al. 2023): steps twice the length, "
-            "then takes noise one step "
-            "back. For SamplerCustom.",
+            "then takes noise one step back. For SamplerCustom.",
             search_aliases=["lcm", "few step", "guidance distilled", "stochastic"],
             inputs=[
                 io.Float.Input(
@@ -268,7 +273,9 @@ class StudentSampler(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, eta: float = 1.0) -> bool | str:
+        return check_range("eta", eta, 0.0, 1.0)
+
+    @classmethod
     def execute(cls, eta: float) -> io.NodeOutput:
-        return io.NodeOutput(
-            comfy.samplers.KSAMPLER(loader.sample_student_native, extra_options={"eta": eta})
-        )
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_student_native, extra_options={"eta": eta}))

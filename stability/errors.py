@@ -12,8 +12,18 @@ class StabilityError(UserError):
 
 
 class CannotMeasure(StabilityError):
-    """The model gives no profile: it answers with NaN, or has no noise levels to measure between."""
+    """The model gives no profile: it answers with NaN, has no noise levels to measure between, or predicts
+    from more than a state and its noise level.
+    """
+
+
+class BadEffort(StabilityError):
+    """A number of levels, probes or directions that cannot be measured."""
 
 
 class BadSteps(StabilityError):
     """A grid of no steps was asked for."""
+
+
+class BadBlend(StabilityError):
+    """A share of another grid that is not from 0 to 1."""

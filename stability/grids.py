@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import curves
 from .equidistribution import equidistribute
-from .errors import BadSteps
+from .errors import BadBlend, BadSteps
 from .linearized import TABLE_POINTS, LinearizedModel
 from .refine import loss, refine
 from .solvers import Solver
@@ -60,9 +60,11 @@ def for_denoise(make: Scheduler, steps: int, denoise: float) -> Tensor:
 
 def blend(grid: Tensor, base: Tensor, share: float) -> Tensor:
     """Between two grids [N + 1] of one length: geometric means of their points, ``share`` in [0, 1] of
-    ``base``.
+    ``base``. Raises BadBlend.
     """
-    points = (1 - share) * grid[:-1].double().log() + share * base[:-1].double().log()
+    if not 0 <= share <= 1:
+        raise BadBlend(f"base_blend: got {share}; expected a share from 0 to 1.")
+    points = (1 - share) * grid[:-1].double().log() + share * base[:-1].cpu().double().log()
     return torch.cat([points.exp(), points.new_zeros(1)])
 
 

@@ -5,7 +5,6 @@ All axes are logarithmic; high sigma, where sampling begins, is on the left.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ WIDTH, PANEL, ROW, LEFT, RIGHT, TOP, FOOT = 1024, 250, 44, 150, 30, 40, 60
 """Pixels: of the picture, a panel's height, a row of points, and the margins of each."""
 INK, PALE = (30, 30, 30), (222, 222, 222)
 COLOURS = ((0, 90, 181), (220, 50, 32), (26, 133, 80), (140, 80, 160))
-TEXT_SIZE, TEXT_COLUMNS = 18, 96
+TEXT_SIZE = 18
 HEADROOM = 1.3
 """Of a panel's highest curve to its edge."""
 MAX_RANGE = 1e6
@@ -70,15 +69,6 @@ def draw(model: LinearizedModel, solver: Solver, grids: Mapping[str, Tensor]) ->
     for n, (title, lines) in enumerate(panels):
         _panel(page, n * (TOP + PANEL) + TOP, title, model.sigmas, lines)
     _rows(page, len(panels) * (TOP + PANEL) + TOP, grids)
-    return image
-
-
-def draw_text(text: str) -> Image.Image:
-    """What is to be said where nothing can be drawn, as wide as a plot."""
-    lines = textwrap.wrap(text, TEXT_COLUMNS)
-    image, pen, font = _blank(2 * TOP + ROW * len(lines))
-    for row, line in enumerate(lines):
-        pen.text((TOP, TOP + ROW * (row + 0.5)), line, INK, font, anchor="lm")
     return image
 
 

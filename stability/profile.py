@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..common.alpha import alpha_flow, alpha_ve
 from ..common.steps import dpmpp_2m_step
-from .errors import CannotMeasure
+from .errors import BadEffort, CannotMeasure
 
 Denoiser = Callable[[Tensor, float], Tensor]
 """D(x [P, ...], sigma) -> [P, ...]."""
@@ -31,6 +31,9 @@ MIN_ALPHA = 0.03
 """A signal beside noise of 1 that nothing can be told from."""
 DIFFERENCE = 0.3
 """In units of sigma: the middle of .1 to .5, where rounding and curvature both stay small."""
+
+EFFORT_RANGES = {"levels": (4, 128), "probes": (1, 128), "directions": (0, 8)}
+"""A profile's memory grows with levels^2 times probes, and splines need four levels."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Effort:
     """Trajectories."""
     directions: int
     """Of differences, measured at every other level."""
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in EFFORT_RANGES.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int) and least <= value <= most):
+                raise BadEffort(f"{name}: got {value!r}; expected a whole number from {least} to {most}.")
 
     @property
     def calls(self) -> int:
@@ -76,6 +85,28 @@ class Profile:
     """Whether x = (1 - sigma) x0 + sigma n; else x = x0 + sigma n."""
     calls: int
     """Model calls that it cost."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the fields are not what they should be, as those of a file may be."""
+        L, P = len(self.sigmas), len(self.states)
+        r, k = self.states.shape[-1], self.responses.shape[-1]
+        shapes = (
+            (self.sigmas, (L,)),
+            (self.states, (P, L, r)),
+            (self.denoised, (P, L, r)),
+            (self.responses, (P, len(response_levels(L)), k, k)),
+        )
+        for tensor, shape in shapes:
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float64:
+                raise ValueError(f"it holds {tensor.dtype} {tuple(tensor.shape)}; expected float64 {shape}")
+            if not bool(tensor.isfinite().all()):
+                raise ValueError("it holds numbers that are not finite")
+        if EFFORT_RANGES["levels"][0] > L or P < 1 or k > r:
+            raise ValueError(f"it holds {P} probes of {L} levels and {k} directions of {r}")
+        if not (bool((self.sigmas.diff() < 0).all()) and float(self.sigmas[-1]) > 0):
+            raise ValueError("its noise levels do not fall, or reach 0")
+        if type(self.flow) is not bool or type(self.calls) is not int or self.calls < 0:
+            raise ValueError(f"its kind is {self.flow!r} and its cost {self.calls!r} calls")
 
     @property
     def image_length(self) -> float:

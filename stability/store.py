@@ -16,8 +16,11 @@ from torch import Tensor
 from ..common.files import write_safetensors
 from .profile import Profile
 
-VERSION = "2"
+log = logging.getLogger("dizzydiff")
+VERSION = "3"
 """Of what a file holds and of how it is measured: files of another version are measured anew."""
+MAX_BYTES = 2**28
+"""More than the largest profile takes."""
 TENSORS = ("sigmas", "states", "denoised", "responses")
 
 
@@ -36,19 +39,22 @@ class Store:
         if not path.is_file():
             return None
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if (metadata.get("version"), metadata.get("key")) != (VERSION, key):
-                    logging.warning(
+                    log.warning(
                         "%s was written by another version of DizzyDiff; the model is measured anew.", path
                     )
                     return None
-                tensors = {name: file.get_tensor(name) for name in TENSORS}
-                if metadata["digest"] != _digest(tensors):
-                    raise ValueError("it does not hold what was written")
-                return Profile(**tensors, **json.loads(metadata["scalars"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            logging.warning("%s cannot be read (%s); the model is measured anew.", path, error)
+                # Copies: a mapped file cannot be replaced on Windows.
+                tensors = {name: file.get_tensor(name).clone() for name in TENSORS}
+            if metadata["digest"] != _digest(tensors, metadata["scalars"]):
+                raise ValueError("it does not hold what was written")
+            return Profile(**tensors, **json.loads(metadata["scalars"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+            log.warning("%s cannot be read (%s); the model is measured anew.", path, error)
             return None
 
     def save(self, key: str, profile: Profile) -> None:
@@ -58,15 +64,14 @@ class Store:
         path = self.path(key)
         tensors = {name: getattr(profile, name).contiguous() for name in TENSORS}
         scalars = json.dumps({"flow": profile.flow, "calls": profile.calls})
-        metadata = {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors)}
+        metadata = {"version": VERSION, "key": key, "scalars": scalars, "digest": _digest(tensors, scalars)}
         try:
             write_safetensors(path, tensors, metadata)
         except (OSError, SafetensorError) as error:
-            logging.warning(
-                "%s cannot be written (%s); the model will be measured again next time.", path, error
-            )
+            log.warning("%s cannot be written (%s); the model will be measured again next time.", path, error)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of the numbers, which the file format itself does not check."""
-    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in TENSORS)).hexdigest()
+def _digest(tensors: Mapping[str, Tensor], scalars: str) -> str:
+    """Of what the file format itself does not check."""
+    numbers = b"".join(tensors[name].numpy().tobytes() for name in TENSORS)
+    return hashlib.sha256(numbers + scalars.encode()).hexdigest()

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The feature's one meeting with ComfyUI: a MODEL measured through core's own sampling, and SIGMAS made for
-it.
-"""
+"""A MODEL as one graph uses it, measured through ComfyUI's own sampling."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.sample
@@ -18,51 +15,26 @@ import torch
 from torch import Tensor
 
 from ..common.alpha import is_flow
+from ..common.memory import is_out_of_memory
 from .errors import CannotMeasure
-from .grids import blend, for_denoise, make_grid
-from .identity import digest_of, identity
-from .linearized import LinearizedModel, linearize
-from .profile import Effort, Profile, Progress, join, level_sigmas, measure
-from .solvers import DPMPP_2M, EULER, HEUN, Solver
-from .store import Store
+from .profile import Denoiser, Effort, Profile, Progress, join, level_sigmas, measure
 
-FALLBACK = "simple"
-"""Core's scheduler where nothing could be measured."""
-TWO_CALLS = frozenset(
-    {
-        "heun",
-        "heunpp2",
-        "exp_heun_2_x0",
-        "exp_heun_2_x0_sde",
-        "dpm_2",
-        "dpm_2_ancestral",
-        "dpmpp_2s_ancestral",
-        "dpmpp_2s_ancestral_cfg_pp",
-        "dpmpp_sde",
-        "dpmpp_sde_gpu",
-        "seeds_2",
-        "seeds_3",
-    }
-)
-ONE_CALL_OF_ORDER_ONE = frozenset(
-    {"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"}
-)
+CHECK_CALLS = 2
+"""Of one latent, to see that predictions depend on state and noise level alone."""
+SAME_PREDICTION_RTOL = 0.03
+"""Of the predicted noise: more than half precision's rounding, less than what any other sigma changes."""
+R = TypeVar("R")
 Predict = Callable[[Any, Tensor, Tensor, dict[str, Any]], Tensor]
 """D of a sampler's model at x [B, ...] and sigma [B], with its extra arguments."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    return is_out_of_memory(error, comfy.model_management.is_oom)
 
 
 def predict_here(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
     """On the model's own device."""
     return model(x, sigma, **extra_args)
-
-
-def solver_of(sampler_name: str) -> Solver:
-    """The solver that is most like a sampler of core: two calls a step, order one, or (the rest) several
-    steps remembered.
-    """
-    if sampler_name in TWO_CALLS:
-        return HEUN
-    return EULER if sampler_name in ONE_CALL_OF_ORDER_ONE else DPMPP_2M
 
 
 @dataclass(frozen=True)
@@ -109,41 +81,11 @@ class Subject:
         )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``."""
-
-    sampling: Any
-    linearized: LinearizedModel | None
-    reason: str = ""
-
-    def sigmas(self, steps: int, denoise: float, solver: Solver, share: float = 0.0) -> Tensor:
-        """SIGMAS [steps + 1] in fp32 for a solver; ``share`` in [0, 1] of core's simple grid
-        is mixed in.
-        """
-        return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
-
-    def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
-        core = core_grids(self.sampling, steps)
-        if self.linearized is None:
-            logging.warning(
-                "DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK
-            )
-            return core[FALLBACK].double()
-        return blend(make_grid(self.linearized, steps, solver, list(core.values())), core[FALLBACK], share)
-
-
-def core_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
-    """What core's schedulers give for so many steps; kl_optimal and linear_quadratic need more than one."""
-    names = [name for name in comfy.samplers.SCHEDULER_NAMES if steps > 1 or name == FALLBACK]
-    return {name: comfy.samplers.calculate_sigmas(sampling, name, steps) for name in names}
-
-
 def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profile:
     """The profile of a model. Each device evaluates as many probes at once as the latent has rows, one where
     memory holds no more.
 
-    Raises CannotMeasure where the model gives no profile, and torch.OutOfMemoryError where it does not hold
+    Raises CannotMeasure where the model gives no profile, and what ran out of memory where it does not hold
     one row.
     """
     sampling = subject.sampling
@@ -153,9 +95,9 @@ def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profi
             f"The model's noise levels go from {sigma_min} to {sigma_max}; expected 0 < lowest < highest."
         )
     sigmas = level_sigmas(sigma_max, sigma_min, effort.levels, subject.flow)
-    waiting = list(
-        subject.noise(effort.probes).split(subject.devices * max(1, len(subject.latent["samples"])))
-    )
+    noise = subject.noise(effort.probes)
+    _refuse_other_dependences(subject, noise[:1], sigmas)
+    waiting = list(noise.split(subject.devices * max(1, len(subject.latent["samples"]))))
     profiles: list[Profile] = []
     while waiting:
         noise = waiting.pop(0)
@@ -170,33 +112,64 @@ def measure_model(subject: Subject, effort: Effort, progress: Progress) -> Profi
 
         try:
             profiles.append(_measure_batch(subject, noise, sigmas, effort.directions, told))
-        except torch.OutOfMemoryError:
-            if len(noise) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if len(noise) == 1 or not lacks_memory(error):
                 raise
             comfy.model_management.soft_empty_cache()
             waiting = [*noise.split(1), *(row for batch in waiting for row in batch.split(1))]
-    return join(profiles)
+    profile = join(profiles)
+    return replace(profile, calls=profile.calls + CHECK_CALLS)
 
 
 def _measure_batch(
     subject: Subject, noise: Tensor, sigmas: Tensor, directions: int, progress: Progress
 ) -> Profile:
-    measured: list[Profile] = []
+    def work(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Profile:
+        return measure(denoise, x, sigmas[:-1], directions, subject.flow, progress)
 
-    def probe(
+    return _inside_sampling(subject, noise, torch.cat([sigmas, sigmas.new_zeros(1)]), work)
+
+
+def _refuse_other_dependences(subject: Subject, noise: Tensor, sigmas: Tensor) -> None:
+    """Raise CannotMeasure unless the prediction at the highest level is the same in runs over other sigmas.
+
+    ``CHECK_CALLS`` calls. MeanFlow networks predict the mean velocity down to the run's next sigma:
+    what was measured between some levels says nothing of others.
+    """
+
+    def predict(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        return x.cpu().float(), denoise(x, float(sigmas[0])).cpu().float()
+
+    zero = sigmas.new_zeros(1)
+    runs = (torch.cat([sigmas, zero]), torch.cat([sigmas[:1], sigmas[len(sigmas) // 2 :], zero]))
+    (x, D), (_, D_other) = (_inside_sampling(subject, noise, run, predict) for run in runs)
+    if bool((D_other - D).norm() > SAME_PREDICTION_RTOL * (x - D).norm()):
+        raise CannotMeasure(
+            "The model's prediction at a noise level depends on the other sigmas of the run, as that of "
+            "MeanFlow networks does, or on chance; expected one that the state and its noise level decide."
+        )
+
+
+def _inside_sampling(
+    subject: Subject, noise: Tensor, sigmas: Tensor, work: Callable[[Denoiser, Tensor, Tensor], R]
+) -> R:
+    """What ``work(denoise, x, sigmas)`` returns where ComfyUI would run a sampler over ``sigmas``."""
+    results: list[R] = []
+
+    def run(
         model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool
     ) -> Tensor:
         def denoise(x: Tensor, sigma: float) -> Tensor:
             return subject.predict(model, x, x.new_full([len(x)], sigma), extra_args)
 
-        measured.append(measure(denoise, x, sigmas, directions, subject.flow, progress))
+        results.append(work(denoise, x, sigmas))
         return x
 
     comfy.sample.sample_custom(
         subject.model,
         noise,
         subject.cfg,
-        comfy.samplers.KSAMPLER(probe),
+        comfy.samplers.KSAMPLER(run),
         sigmas.float(),
         subject.positive,
         subject.negative,
@@ -204,43 +177,4 @@ def _measure_batch(
         disable_pbar=True,
         seed=subject.seed,
     )
-    return measured[0]
-
-
-def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
-    """From the store, or measured now and stored; nothing linearised where the model cannot be measured.
-
-    Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled
-    either: ComfyUI says so, and frees what it can.
-    """
-    try:
-        key = key_of(subject, effort)
-        profile = store.load(key)
-        if profile is None:
-            profile = measure_model(subject, effort, progress)
-            store.save(key, profile)
-        return Measured(subject.sampling, linearize(profile))
-    except torch.OutOfMemoryError:
-        raise
-    except (CannotMeasure, RuntimeError) as error:
-        return Measured(subject.sampling, None, str(error))
-
-
-def key_of(subject: Subject, effort: Effort) -> str:
-    """The model's identity, CFG, resolution class, and effort. A profile serves every solver, so none is
-    named.
-
-    Resolution class: size and frames of the latent to the nearest factor of sqrt(2).
-    """
-    shape = subject.latent["samples"].shape
-    resolution = [
-        shape[1],
-        *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]),
-        round(2 * math.log2(shape[-2] * shape[-1])),
-    ]
-    sampling = subject.sampling
-    kind = [each.__name__ for each in type(sampling).__mro__[:-1]]
-    noise = (kind, float(sampling.sigma_min), float(sampling.sigma_max), digest_of(sampling.sigmas))
-    return repr(
-        ("profile", identity(subject.model), noise, round(subject.cfg, 4), resolution, effort, subject.seed)
-    )
+    return results[0]

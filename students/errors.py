@@ -51,6 +51,20 @@ class NeedsTeacher(StudentError):
     """The file is an adapter, which is a student only together with its teacher."""
 
 
+class NotAnAdapter(StudentError):
+    """The file is a student of its own: there is nothing for a teacher to do."""
+
+
+class WrongTeacher(StudentError):
+    """An adapter meets a model that it was not made from."""
+
+
+class NoUnconditional(StudentError):
+    """The teacher cannot be guided: it answers the same with and without the prompt, or takes guidance as an
+    input.
+    """
+
+
 class BadSigmas(StudentError):
     """Noise levels that the sampler cannot follow."""
 

@@ -4,9 +4,13 @@
 Users always give g on the scale of classifier-free guidance (1 = no guidance).
 """
 
+from __future__ import annotations
+
+import enum
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +19,78 @@ import torch
 from .errors import BadScales, ConfigMismatch, WrongGuidanceShape
 
 DEFAULT_SCALE = 4.0
-LCM_RANGE = (3.0, 13.0)
-SINGLE_WIDTHS = (256, 512)
-TWO_SIGNAL_WIDTH = 1024
+HIGHEST_SCALE = 100.0
+"""Of the nodes' inputs."""
+WEIGHT_CONVENTIONS = {"g - 1": 1.0, "g": 0.0}
+"""What ``guidance_weight`` may say in a config or in metadata -> offset, w = g - offset."""
+
+
+class Applied(enum.Enum):
+    """Where the guidance of a family reaches its network."""
+
+    TIME_EMBEDDING = "C e(w) is added to the embedding of time, by this pack"
+    COMFYUI = "ComfyUI's own class of the network embeds g"
+    NOWHERE = "ComfyUI has no such network"
+
+
+@dataclass(frozen=True)
+class GuidanceFamily:
+    """A kind of guidance-conditioned network and its conventions, where the file does not say otherwise.
+
+    keys: a pattern that some of its tensors' names match. width: columns of C, None where this pack adds no
+    C. signals: weights embedded side by side. offset: w = g - offset, 1 as in Meng et al., 0 for students
+    trained on g itself. scale_range: the g it was trained for. lcm_steps: the number of timesteps it was
+    distilled on, None for all of them.
+    """
+
+    name: str
+    keys: str
+    applied: Applied
+    width: int | None = None
+    signals: int = 1
+    offset: float = 0.0
+    default_scale: float = DEFAULT_SCALE
+    scale_range: tuple[float, float] | None = None
+    lcm_steps: int | None = None
+
+
+LCM = GuidanceFamily(
+    "LCM",
+    r"(^|\.)time_embedding\.cond_proj\.",
+    Applied.TIME_EMBEDDING,
+    width=256,
+    offset=1.0,
+    scale_range=(3.0, 13.0),
+    lcm_steps=50,
+)
+FAMILIES = (
+    LCM,
+    GuidanceFamily("cfg-distill", LCM.keys, Applied.TIME_EMBEDDING, width=512),
+    GuidanceFamily("two signals", LCM.keys, Applied.TIME_EMBEDDING, width=1024, signals=2),
+    GuidanceFamily(
+        "Flux, HunyuanVideo, HunyuanImage",
+        r"(^|\.)(guidance_in|time_text_embed\.guidance_embedder|time_guidance_embed)\.",
+        Applied.COMFYUI,
+    ),
+    GuidanceFamily("SANA-Sprint", r"(^|\.)(cfg_embedder|time_embed\.guidance_embedder)\.", Applied.NOWHERE),
+)
+OF_WIDTH = {family.width: family for family in FAMILIES if family.width is not None}
+
+
+def family_elsewhere(keys: Iterable[str]) -> GuidanceFamily | None:
+    """The family of a network with these tensors whose guidance this pack does not apply itself."""
+    names = list(keys)
+    others = [family for family in FAMILIES if family.applied is not Applied.TIME_EMBEDDING]
+    # What ComfyUI cannot run comes last in the table and first here: its message is the more useful one.
+    return next((each for each in reversed(others) if any(re.search(each.keys, key) for key in names)), None)
 
 
 @dataclass(frozen=True)
 class GuidanceInput:
     """How a student takes its guidance.
 
-    width: columns of the projection C (``time_embedding.cond_proj``).
-    offset: w = g - offset. 1 for weights as in Meng et al. (LCM, GFT), 0 for students trained on g itself.
+    width: columns of the projection C (``time_embedding.cond_proj``), one of the table's.
+    offset: w = g - offset.
     scale_range: the g the student was trained for, or None where the file does not say.
     """
 
@@ -35,22 +100,23 @@ class GuidanceInput:
 
     @property
     def signals(self) -> int:
-        """Weights embedded side by side: 1, or 2 for the 1024-wide two-signal students."""
-        return 2 if self.width == TWO_SIGNAL_WIDTH else 1
+        """Weights embedded side by side."""
+        return OF_WIDTH[self.width].signals
 
     @property
     def default_scale(self) -> float:
-        """The g used where the conditioning carries none: 4, clipped to the trained range."""
-        low, high = self.scale_range or (DEFAULT_SCALE, DEFAULT_SCALE)
-        return min(max(DEFAULT_SCALE, low), high)
+        """The g used where the conditioning carries none: the family's, clipped to the trained range."""
+        default = OF_WIDTH[self.width].default_scale
+        low, high = self.scale_range or (default, default)
+        return min(max(default, low), high)
 
     def milliweights(self, scales: torch.Tensor) -> torch.Tensor:
-        """round(1000 w) for scales g, as int64 of the same shape.
+        """round(1000 w) for scales g, as int64 of the same shape, on the CPU.
 
         Integers, because ComfyUI casts float conditions to the model's dtype, and 1000 w does not survive
         fp16 or bf16.
         """
-        return torch.round(1000.0 * (scales.double() - self.offset)).long()
+        return torch.round(1000.0 * (scales.cpu().double() - self.offset)).long()
 
     def warn_outside(self, scales: torch.Tensor, name: str) -> None:
         """Log a warning if any g lies outside the trained range."""
@@ -74,36 +140,44 @@ def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> Guidan
     """The guidance input of a projection ``width`` columns wide.
 
     settings: the UNet's config or the file's metadata; ``guidance_weight`` ("g - 1" or "g") and
-    ``guidance_scale_range`` ([low, high] in g) win over the convention of the width: 256 is LCM (w = g - 1, g
-    in 3..13), 512 and 1024 are stage-one students trained on g itself.
+    ``guidance_scale_range`` ([low, high] in g) win over the conventions of the family of that width. Raises
+    WrongGuidanceShape or ConfigMismatch.
     """
-    if width not in (*SINGLE_WIDTHS, TWO_SIGNAL_WIDTH):
+    family = OF_WIDTH.get(width)
+    if family is None:
         raise WrongGuidanceShape(
             f"{name}: time_embedding.cond_proj takes {width} values; expected 256, 512 or 1024 (two "
-            f"signals). "
-            "This is not a guidance-conditioned student of a known kind."
+            "signals). This is not a guidance-conditioned student of a known kind."
         )
-    offsets = {"g - 1": 1.0, "g": 0.0}
     declared = settings.get("guidance_weight")
-    if declared is not None and declared not in offsets:
+    if declared is None:
+        offset, scale_range = family.offset, family.scale_range
+    elif declared in list(WEIGHT_CONVENTIONS):
+        offset, scale_range = WEIGHT_CONVENTIONS[declared], None
+    else:
         raise ConfigMismatch(
             f'{name}: guidance_weight is {declared!r}; expected "g - 1" or "g". Correct it in the config.'
         )
-    lcm = width == 256
-    offset = offsets[declared] if declared is not None else float(lcm)
-    scale_range = settings.get("guidance_scale_range")
-    if scale_range is None:
-        return GuidanceInput(width, offset, LCM_RANGE if lcm and declared is None else None)
+    stated = settings.get("guidance_scale_range")
+    return GuidanceInput(width, offset, scale_range if stated is None else _range_of(stated, name))
+
+
+def distilled_guidance(scales: tuple[float, float]) -> GuidanceInput:
+    """What Distill Guidance trains: LCM's width and w = g - 1, which diffusers' pipelines embed too."""
+    assert LCM.width is not None
+    return GuidanceInput(LCM.width, LCM.offset, scales)
+
+
+def _range_of(stated: Any, name: str) -> tuple[float, float]:
     try:
-        low, high = (float(g) for g in scale_range)
-    except (TypeError, ValueError):
+        low, high = (float(g) for g in stated)
+    except (TypeError, ValueError, OverflowError):
         low, high = math.nan, math.nan
-    if not low <= high:
+    if not 0 <= low <= high <= HIGHEST_SCALE:
         raise ConfigMismatch(
-            f"{name}: guidance_scale_range is {scale_range!r}; expected [low, high]. Correct it in the "
-            f"config."
+            f"{name}: guidance_scale_range is {stated!r}; expected [low, high]. Correct it in the config."
         )
-    return GuidanceInput(width, offset, (low, high))
+    return low, high
 
 
 def slow_entries(guidance: GuidanceInput) -> torch.Tensor:
@@ -142,10 +216,17 @@ def guidance_embedding(milliweights: torch.Tensor, guidance: GuidanceInput) -> t
 
 
 def scales_tensor(guidance: float | Sequence[float] | torch.Tensor | None, default: float) -> torch.Tensor:
-    """The conditioning's guidance as a float64 vector [N]: one g, or one a row of the batch."""
+    """The conditioning's guidance as a float64 vector [N] on the CPU: one g, or one a row of the batch.
+
+    Raises BadScales for NaN and infinity.
+    """
     if guidance is None:
         guidance = default
-    return torch.as_tensor(guidance, dtype=torch.float64).reshape(-1).cpu()
+    given = guidance.detach().cpu() if isinstance(guidance, torch.Tensor) else guidance
+    scales = torch.as_tensor(given, dtype=torch.float64).reshape(-1)
+    if not bool(scales.isfinite().all()):
+        raise BadScales(f"guidance: got {scales.tolist()}; expected finite numbers, such as 4.")
+    return scales
 
 
 def parse_scales(text: str) -> list[float]:
@@ -158,7 +239,7 @@ def parse_scales(text: str) -> list[float]:
         scales = [float(word) for word in words]
     except ValueError:
         scales = []
-    if not scales or not all(0.0 <= g <= 100.0 for g in scales):
+    if not scales or not all(0.0 <= g <= HIGHEST_SCALE for g in scales):
         raise BadScales(
             f'scales: got "{text}"; expected numbers from 0 to 100 separated by commas, such as "1, 2, 4, 8".'
         )

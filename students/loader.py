@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guided students as native ComfyUI models: core's UNet with one more input.
+"""A file or folder of weights as a native MODEL, in ComfyUI's own classes."""
 
-The only module of this feature that imports ComfyUI's model classes, with ``pipeline`` for text encoders and
-VAEs.
-"""
+from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.conds
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
@@ -20,18 +16,17 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.k_diffusion.sampling import default_noise_sampler
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.model_base import SDXL, BaseModel, ModelType
 from comfy.patcher_extension import WrappersMP
 
-from . import formats
-from .distill.adapter import is_adapter, is_several
-from .errors import ConfigMismatch, NeedsTeacher, UnsupportedModel
-from .formats import Config, Schedule, UNetFolder, Weights
-from .guidance import GuidanceInput, guidance_embedding, guidance_input, scales_tensor
-from .sampler import flow_signal, sample_student, unit_signal
+from . import files
+from .adapter import needs_teacher
+from .errors import ConfigMismatch, NeedsTeacher, NoGuidanceInput, UnsupportedModel
+from .files import Checkpoint, Config, Weights
+from .guidance import Applied, family_elsewhere, guidance_input
+from .layout import GUIDANCE_KEY, UNet, read_unet
+from .networks import GuidedModel, GuidedSDXL
+from .schedule import Schedule, schedule_of
 
 WEIGHT_DTYPES: Mapping[str, torch.dtype | None] = {
     "default": None,
@@ -42,96 +37,6 @@ WEIGHT_DTYPES: Mapping[str, torch.dtype | None] = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 MODEL_TYPES = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION, "x0": ModelType.EPS, "flow": ModelType.FLOW}
-
-
-class GuidedUNet(UNetModel):
-    """Core's UNet with emb = linear_2(silu(linear_1(t_emb + C e(w)))): Meng et al. 2023, in the form of LCM
-    and diffusers.
-
-    C keeps its diffusers key, ``time_embedding.cond_proj.weight``, so that saved checkpoints load again as
-    students.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        guidance: GuidanceInput,
-        operations: Any,
-        device: torch.device | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, operations=operations, device=device, **kwargs)
-        self.guidance = guidance
-        self.time_embedding = torch.nn.ModuleDict(
-            {
-                "cond_proj": operations.Linear(
-                    guidance.width, self.model_channels, bias=False, dtype=self.dtype, device=device
-                )
-            }
-        )
-
-    def guided_embedding(
-        self, timesteps: torch.Tensor, milliweights: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """[B] times and [B] or [B, 2] of 1000 w -> [B, 4 model_channels]."""
-        e = guidance_embedding(milliweights, self.guidance).to(dtype)
-        t_emb = timestep_embedding(timesteps, self.model_channels).to(dtype)
-        return self.time_embed(t_emb + self.time_embedding["cond_proj"](e))
-
-    def _forward(
-        self,
-        x,
-        timesteps=None,
-        context=None,
-        y=None,
-        control=None,
-        transformer_options=None,
-        milliweights=None,
-        **kwargs,
-    ):
-        """As UNetModel; milliweights: [B] or [B, 2] int64, 1000 w a row (default: the default guidance)."""
-        if milliweights is None:
-            default = self.guidance.milliweights(scales_tensor(None, self.guidance.default_scale))
-            milliweights = default.to(x.device).expand(x.shape[0])
-        emb = self.guided_embedding(timesteps, milliweights, x.dtype)
-        transformer_options = transformer_options or {}
-        patches = transformer_options.get("patches", {})
-        guided = {**patches, "emb_patch": [lambda *_: emb, *patches.get("emb_patch", [])]}
-        return super()._forward(
-            x, timesteps, context, y, control, {**transformer_options, "patches": guided}, **kwargs
-        )
-
-
-class GuidedModel(BaseModel):
-    """A BaseModel whose conditioning key ``guidance`` (g, or one g a row; ``guidance_2`` for a second signal)
-    reaches the UNet.
-    """
-
-    def __init__(
-        self, model_config: Any, model_type: ModelType = ModelType.EPS, device: torch.device | None = None
-    ):
-        self_guidance: GuidanceInput = model_config.guidance
-        super().__init__(
-            model_config,
-            model_type,
-            device=device,
-            unet_model=functools.partial(GuidedUNet, guidance=self_guidance),
-        )
-        self.guidance = self_guidance
-
-    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        out = super().extra_conds(**kwargs)
-        g = scales_tensor(kwargs.get("guidance"), self.guidance.default_scale)
-        if self.guidance.signals == 2:
-            second = kwargs.get("guidance_2")
-            g = torch.stack([g, (g if second is None else scales_tensor(second, 0.0)).expand_as(g)], dim=1)
-        self.guidance.warn_outside(g, self.model_config.name)
-        out["milliweights"] = comfy.conds.CONDRegular(self.guidance.milliweights(g).to(kwargs["device"]))
-        return out
-
-
-class GuidedSDXL(SDXL, GuidedModel):
-    """SDXL's pooled text and sizes; GuidedModel's guidance."""
 
 
 @dataclass(frozen=True)
@@ -156,25 +61,29 @@ def load_unet(source: Source, disable_dynamic: bool = False) -> comfy.model_patc
 
 
 def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.model_patcher.ModelPatcher:
-    folder = formats.read_unet_folder(source.path) if source.path.is_dir() else None
-    weights, metadata = formats.read_weights(folder.weights if folder else (source.path,))
-    if is_adapter(metadata) or is_several(metadata):
-        teacher = metadata.get("teacher_name", "another model")
+    found = files.read_checkpoint(source.path)
+    if needs_teacher(found.metadata):
+        teacher = found.metadata.get("teacher_name", "another model")
         raise NeedsTeacher(
             f"{source.name}: distilled from {teacher}, and kept as an adapter of it. Expected that model as "
-            f"well: connect "
-            "it to the input teacher of Load Guided Student."
+            "well: connect it to the input teacher of Load Guided Student."
         )
-    formats.refuse_unsupported_family(weights, source.name)
-    dtype = WEIGHT_DTYPES[source.weight_dtype]
-    if formats.understood_by_core(weights):
+    dtype, elsewhere = WEIGHT_DTYPES[source.weight_dtype], family_elsewhere(found.weights)
+    if elsewhere is not None:
+        if elsewhere.applied is Applied.NOWHERE:
+            raise UnsupportedModel(
+                f"{source.name}: {elsewhere.name} is not supported by your ComfyUI, which has no such "
+                "network. Expected a UNet student (LCM, cfg-distill), Flux or HunyuanVideo/Image."
+            )
         return load_core_family(source, dtype, disable_dynamic)
-    weights = formats.unet_weights(weights, source.name)
-    width = formats.guidance_width(weights, source.name)
-    if width is None and needs_guidance:
-        raise formats.no_guidance_input(source.name)
-    formats.check_finite(weights, source.name)
-    model_config, weights = describe(weights, metadata, folder, width, source.name)
+    unet = read_unet(found.weights, found.config, source.name)
+    if unet.guidance_width is None and needs_guidance:
+        raise NoGuidanceInput(
+            f"{source.name}: this network has no guidance input ({GUIDANCE_KEY} is missing). Expected a "
+            "guidance-distilled student. Use Load Checkpoint or Load Diffusion Model for a file, Load "
+            "Student Pipeline for a diffusers folder."
+        )
+    model_config, weights = describe(unet, found, source.name)
     patcher = build(model_config, weights, dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_student if needs_guidance else load_unet, (source,))
     return patcher
@@ -187,8 +96,7 @@ def load_core_family(
     if source.path.is_dir():
         raise UnsupportedModel(
             f"{source.name}: a diffusers folder of a transformer. Expected one .safetensors file of it, "
-            f"under "
-            "models/diffusion_models."
+            "under models/diffusion_models."
         )
     patcher = comfy.sd.load_diffusion_model(
         str(source.path),
@@ -211,75 +119,61 @@ def guidance_of_rows(
     return executor(x, *args, guidance=guidance, **kwargs)
 
 
-def describe(
-    weights: Weights, metadata: Config, folder: UNetFolder | None, width: int | None, name: str
-) -> tuple[Any, Weights]:
+def describe(unet: UNet, found: Checkpoint, name: str) -> tuple[Any, Weights]:
     """Core's model config (with ``guidance``, ``schedule`` and ``name``) and the weights in core's keys."""
-    config = folder.config if folder else None
-    marks = {key: weights.pop(key) for key in formats.PREDICTION_MARKS if key in weights}
-    layout = formats.read_layout(weights, name)
-    if config is not None:
-        formats.check_config(config, layout, width, name)
-    if "conv_in.weight" in weights:
-        names = {**comfy.utils.unet_to_diffusers(layout), formats.GUIDANCE_KEY: formats.GUIDANCE_KEY}
-        unknown = sorted(set(weights) - set(names))
-        if unknown:
-            raise UnsupportedModel(
-                f"{name}: {len(unknown)} tensors that ComfyUI's UNet has no place for, such as {unknown[0]}. "
-                "Expected a UNet2DConditionModel of Stable Diffusion's kind."
-            )
-        weights = {names[key]: tensor for key, tensor in weights.items()}
-    layout.update(formats.read_heads(layout, config, name))
-
-    linear, labelled = layout["use_linear_in_transformer"], layout["adm_in_channels"] is not None
-    family = (
-        comfy.supported_models.SDXL
-        if labelled
-        else comfy.supported_models.SD20
-        if linear
-        else comfy.supported_models.SD15
-    )
-    model_config = family(layout)
-    model_config.unet_config.update(layout)
-    if config is not None and not config.get("upcast_attention", False):
-        model_config.unet_config.pop("attn_precision", None)
+    weights = in_core_keys(unet, name)
+    model_config = model_config_of(unet, found.config)
     model_config.name = name
-    model_config.guidance = None if width is None else guidance_input(width, config or metadata, name)
-    model_config.schedule = _schedule(
-        folder.scheduler if folder else metadata, model_config, {**weights, **marks}, name
-    )
+    model_config.guidance = None
+    if unet.guidance_width is not None:
+        model_config.guidance = guidance_input(unet.guidance_width, found.config or found.metadata, name)
+    detected_v = model_config.model_type(weights) == ModelType.V_PREDICTION
+    model_config.schedule = schedule_of(found, model_config.guidance, unet.marks, detected_v, name)
     model_config.sampling_settings.update(model_config.schedule.settings)
-    if folder is not None and folder.vae is not None:
-        model_config.latent_format = latent_format(folder.vae)
+    if found.vae is not None:
+        model_config.latent_format = latent_format(found.vae, name)
     return model_config, weights
 
 
-def _schedule(config: Config | None, model_config: Any, weights: Weights, name: str) -> Schedule:
-    """The schedule of the scheduler config; without one, LCM for 256-wide students, else what core detects in
-    the weights.
-    """
-    schedule = formats.read_schedule(config, name)
-    if schedule.prediction is not None:
-        return schedule
-    guidance: GuidanceInput | None = model_config.guidance
-    declared = config is not None and "guidance_weight" in config
-    if guidance is not None and guidance.width == 256 and not declared and "v_pred" not in weights:
-        return Schedule("eps", lcm_steps=50)
-    v = "v_pred" in weights or model_config.model_type(weights) == ModelType.V_PREDICTION
-    return Schedule("v" if v else "eps", {"zsnr": "ztsnr" in weights})
+def in_core_keys(unet: UNet, name: str) -> Weights:
+    """diffusers' keys renamed to core's; core's as they are. Raises UnsupportedModel for unknown tensors."""
+    if "conv_in.weight" not in unet.weights:
+        return unet.weights
+    names = {**comfy.utils.unet_to_diffusers(unet.arguments), GUIDANCE_KEY: GUIDANCE_KEY}
+    unknown = sorted(set(unet.weights) - set(names))
+    if unknown:
+        raise UnsupportedModel(
+            f"{name}: {len(unknown)} tensors that ComfyUI's UNet has no place for, such as {unknown[0]}. "
+            "Expected a UNet2DConditionModel of Stable Diffusion's kind."
+        )
+    return {names[key]: tensor for key, tensor in unet.weights.items()}
 
 
-def latent_format(vae: Config) -> comfy.latent_formats.LatentFormat:
+def model_config_of(unet: UNet, config: Config | None) -> Any:
+    """Core's config of the Stable Diffusion that a layout is of."""
+    family: type = comfy.supported_models.SD15
+    if unet.arguments["adm_in_channels"] is not None:
+        family = comfy.supported_models.SDXL
+    elif unet.arguments["use_linear_in_transformer"]:
+        family = comfy.supported_models.SD20
+    model_config = family(unet.arguments)
+    model_config.unet_config.update(unet.arguments)
+    if config is not None and not config.get("upcast_attention", False):
+        model_config.unet_config.pop("attn_precision", None)
+    return model_config
+
+
+def latent_format(vae: Config, name: str) -> comfy.latent_formats.LatentFormat:
     """Core's format of this VAE's scale; a plain one for a VAE core does not know, with the config's preview
-    factors if any.
+    factors if any. Raises ConfigMismatch.
     """
-    scale = float(vae.get("scaling_factor", 0.18215))
+    scale = files.number_in(vae, "scaling_factor", 0.18215, (1e-6, 1e6), name)
     known = {0.18215: comfy.latent_formats.SD15, 0.13025: comfy.latent_formats.SDXL}
     if scale in known and "latent_rgb_factors" not in vae:
         return known[scale]()
     plain = comfy.latent_formats.LatentFormat()
     plain.scale_factor = scale
-    plain.latent_channels = int(vae.get("latent_channels", 4))
+    plain.latent_channels = int(files.number_in(vae, "latent_channels", 4, (1, 1024), name))
     plain.latent_rgb_factors = vae.get("latent_rgb_factors")
     plain.latent_rgb_factors_bias = vae.get("latent_rgb_bias")
     return plain
@@ -295,7 +189,7 @@ def model_sampling(model_config: Any) -> torch.nn.Module:
         if schedule.prediction == "flow"
         else sampling.ModelSamplingDiscrete
     )
-    kind: type = kinds[schedule.prediction or "eps"]
+    kind: type = kinds[schedule.prediction]
     attributes = {}
     if schedule.lcm_steps is not None:
         # Here and not above: it imports ComfyUI's top-level ``nodes``, which must be loaded by then.
@@ -310,8 +204,8 @@ def model_sampling(model_config: Any) -> torch.nn.Module:
 
 
 def storage_dtype(weights: Weights, asked: torch.dtype | None) -> torch.dtype:
-    """The dtype weights are kept in: as asked, else core's choice, but never wider than the file (which stays
-    mapped).
+    """The dtype weights are kept in: as asked, else core's, but never wider than the file, which stays
+    mapped.
     """
     if asked is not None:
         return asked
@@ -326,7 +220,7 @@ def build(
     model_config: Any, weights: Weights, dtype: torch.dtype | None, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     """The model around the weights, which are assigned, not copied: a file of the right dtype stays
-    memory-mapped.
+    mapped.
     """
     management = comfy.model_management
     device, offload = management.get_torch_device(), management.unet_offload_device()
@@ -337,15 +231,7 @@ def build(
     elif dtype is not None:
         weights = {key: t.to(dtype) for key, t in weights.items()}
     model_config.set_inference_dtype(stored, compute, device=device)
-    model_class = {
-        (True, True): GuidedSDXL,
-        (True, False): GuidedModel,
-        (False, True): SDXL,
-        (False, False): BaseModel,
-    }[model_config.guidance is not None, model_config.unet_config["adm_in_channels"] is not None]
-    model = model_class(
-        model_config, model_type=MODEL_TYPES[model_config.schedule.prediction], device=torch.device("meta")
-    )
+    model = empty_model(model_config)
     check_shapes(model.diffusion_model, weights, model_config.name)
     model.diffusion_model.load_state_dict(weights, assign=True)
     model.requires_grad_(False)
@@ -355,10 +241,20 @@ def build(
     model.model_sampling = model_sampling(model_config)
     if model_config.inpaint_model():
         model.set_inpaint()
-    patcher_class = (
-        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    dynamic, plain = comfy.model_patcher.CoreModelPatcher, comfy.model_patcher.ModelPatcher
+    return (plain if disable_dynamic else dynamic)(model, load_device=device, offload_device=offload)
+
+
+def empty_model(model_config: Any) -> BaseModel:
+    """On the meta device: no memory is taken before the weights are known to fit."""
+    guided = model_config.guidance is not None
+    if model_config.unet_config["adm_in_channels"] is not None:
+        kind: type = GuidedSDXL if guided else SDXL
+    else:
+        kind = GuidedModel if guided else BaseModel
+    return kind(
+        model_config, model_type=MODEL_TYPES[model_config.schedule.prediction], device=torch.device("meta")
     )
-    return patcher_class(model, load_device=device, offload_device=offload)
 
 
 def check_shapes(network: torch.nn.Module, weights: Weights, name: str) -> None:
@@ -367,32 +263,13 @@ def check_shapes(network: torch.nn.Module, weights: Weights, name: str) -> None:
     for key in sorted(set(expected) ^ set(weights)):
         raise ConfigMismatch(
             f"{name}: {key} is "
-            f"{'missing from the weights' if key in expected else 'not part of this network'}. "
-            "Expected a complete UNet; download it again."
+            f"{'missing from the weights' if key in expected else 'not part of this network'}. Expected a "
+            "complete UNet; download it again."
         )
     for key, tensor in weights.items():
         if tensor.shape != expected[key].shape:
             raise ConfigMismatch(
                 f"{name}: {key} has shape {list(tensor.shape)}, the network needs "
-                f"{list(expected[key].shape)}. "
-                "Expected a config and weights from the same model; download both again."
+                f"{list(expected[key].shape)}. Expected a config and weights from the same model; download "
+                "both again."
             )
-
-
-def sample_student_native(
-    model: Any,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Any = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    noise_sampler: Any = None,
-) -> torch.Tensor:
-    """``sample_student`` as ComfyUI calls samplers: noise from the seed, alpha from the model."""
-    sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
-    signal = flow_signal if isinstance(sampling, comfy.model_sampling.CONST) else unit_signal
-    noise_sampler = noise_sampler or default_noise_sampler(x, seed=(extra_args or {}).get("seed"))
-    return sample_student(
-        model, x, sigmas, extra_args, callback, disable, eta=eta, noise_sampler=noise_sampler, signal=signal
-    )

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..common.files import write_json, write_safetensors
 from . import codec, networks
 
 
@@ -23,13 +23,9 @@ def narrow(tensor: Tensor) -> Tensor:
 
 
 def _write(folder: Path, name: str, state: dict[str, Tensor], config: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{name}.part"
-    save_file(
-        {key: narrow(value).contiguous() for key, value in state.items()}, part, metadata={"format": "pt"}
-    )
-    part.replace(folder / f"{name}.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = {key: narrow(value) for key, value in state.items()}
+    write_safetensors(folder / f"{name}.safetensors", weights, {"format": "pt"})
+    write_json(folder / "config.json", config)
 
 
 def _config(model, **extra) -> dict:
@@ -61,7 +57,7 @@ def write_pipeline(folder: Path, teacher: nn.Module, text_encoder: nn.Module, au
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model_index.json", index)
 
 
 def size(folder: Path) -> int:

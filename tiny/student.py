@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..students.distill.merged import write_folder
-from ..students.distill.native import diffusers_names
-from ..students.distill.run import Job, Observer, distil
-from ..students.distill.training import Plan
+from ..students.distill.plan import Plan
+from ..students.distill.run import Job, Observer, distill
+from ..students.distill.teacher import diffusers_names
 from ..students.loader import Source, load_unet
 from ..students.pipeline import load_clip
 from .evaluate import test_captions
@@ -42,7 +42,14 @@ class Embedded:
     def job(self, file: Path, prompts: list[str], plan: Plan = PLAN) -> Job:
         """What is distilled into ``file``."""
         return Job(
-            self.teacher, "tiny/teacher", prompts, self.encode, LATENT, plan, file, checkpointing=False
+            teacher=self.teacher,
+            teacher_name="tiny/teacher",
+            prompts=prompts,
+            encode=self.encode,
+            shape=LATENT,
+            plan=plan,
+            path=file,
+            checkpointing=False,
         )
 
 
@@ -58,6 +65,6 @@ def make_student(
     of every update.
     """
     pipeline = embedded(folder)
-    result = distil(pipeline.job(file, captions(prompts), plan), observe)
+    result = distill(pipeline.job(file, captions(prompts), plan), observe)
     write_folder(folder, folder / "teacher", result.adapter, diffusers_names(pipeline.teacher))
     return result.losses

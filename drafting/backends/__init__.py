@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where the states of a round are evaluated. One file a backend; only these know about hardware.
 
-A new backend is a class with ``refusal`` and ``make`` in a file here, and its place in :data:`BACKENDS`.
+``base`` is what they share: they look at what is in the graph, and check before they draft. A new backend is
+a class with ``refusal``, ``make`` and ``evaluate`` in a file here, and its place in :data:`BACKENDS`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from ..devices import DEVICES
 from ..errors import MainDeviceOnly, Undraftable
+from ..messages import Say, warn
 from ..speculation import State
 from ..verdicts import Verdict, Verdicts
-from .graph import MULTIGPU, POST_CFG, identity, watch
-
-log = logging.getLogger("dizzydiff")
+from .graph import MULTIGPU, POST_CFG, Watch, identity, watch
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Request:
     model: Any
     options: dict[str, Any]
     width: int = 0
+    warn: Say = warn
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -73,8 +72,7 @@ class Backend:
     def __init__(self, request: Request, width: int) -> None:
         self.request, self.model, self.width = request, request.model, width
         self._graph_hooks = request.post_cfg_hooks
-        self._watch = watch(request.model, request.options)
-        self._rounds = 0
+        self._watch: Watch | None = None
         self._drafted = False
         self._last: tuple[State, Tensor] | None = None
 
@@ -90,7 +88,8 @@ class Backend:
     @property
     def capacity(self) -> int:
         """States the next round may hold. One while the graph is still settling into the picture."""
-        return 1 if self._watch.settling and not self._drafted else self.width
+        settling = self._watch is not None and self._watch.settling
+        return 1 if settling and not self._drafted else self.width
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         """Predictions at the states, or at the first few of them.
@@ -98,15 +97,16 @@ class Backend:
         Raises :class:`Undraftable` where drafts turn out to change the picture; it is to be sampled anew.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if self._rounds == 0:
+        if self._watch is None:
             self._consult(states[0].x)
+            self._watch = watch(self.model, arguments["model_options"])
         if len(states) > 1 and not self._drafted:
             self._drafted = True
             self.check(arguments)
             states = states[: self.width]
         predictions = self.evaluate(states, arguments)
-        self._rounds += 1
-        self._look()
+        if self.width > 1:
+            self._look(self._watch)
         if not self._drafted:
             self._last = states[0], predictions[0]
         return predictions
@@ -174,16 +174,22 @@ class Backend:
         self.request.verdicts.add(self._key, Verdict(refusal), self._subject)
         return refusal
 
-    def _look(self) -> None:
+    def _look(self, watch: Watch) -> None:
         """Stand aside for whoever keeps something from one model call to the next."""
-        keeper = self._watch.look()
+        try:
+            keeper = watch.look()
+        except Exception as error:
+            raise self.refuse(
+                f"what its patches remember cannot be looked at ({type(error).__name__}: {error})",
+                MainDeviceOnly,
+            ) from error
         if keeper is None:
             return
         reason = f"{keeper} remembers earlier model calls, which must come one by one and in order"
         if self._drafted:
-            self._watch.restore()
+            watch.restore()
             raise self.refuse(reason, MainDeviceOnly)
         # So far the model was called as without drafts: it can go on from here.
         self.refuse(reason, MainDeviceOnly)
         self.width = 1
-        log.warning("DizzyDiff: this picture is sampled without drafts: %s.", reason)
+        self.request.warn(f"from here on the sampler runs plainly, undrafted: {reason}.")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from typing import Any
 
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from ...common.memory import is_out_of_memory
 from ..errors import Undraftable
+from ..messages import inform
 from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol
 from .graph import foreign
-
-log = logging.getLogger("dizzydiff")
 
 DEFAULT_WIDTH = 4
 CHECKS = 3
@@ -54,7 +52,7 @@ class Batch(Backend):
                 "several, or a batch)"
             )
         if (who := foreign(request.model, request.options)) is not None:
-            return Undraftable(f"{who} may look at one noise level for a whole batch")
+            return Undraftable(f"{who} may use one noise level for a whole batch, or mix its rows")
         return None
 
     @classmethod
@@ -62,7 +60,7 @@ class Batch(Backend):
         return cls(request, request.states_a_round or DEFAULT_WIDTH)
 
     def __str__(self) -> str:
-        return f"batches of up to {self.width}"
+        return f"one device in batches of up to {self.width}"
 
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         if len(states) == 1:
@@ -106,9 +104,8 @@ class Batch(Backend):
         off = disagreement(prediction, alone)
         if not off <= rtol(compute_dtype(self.request.guider)):
             raise self.refuse(
-                f"this model predicts otherwise in a batch of several noise levels than alone, by {off:.1e} "
-                f"of a "
-                "prediction"
+                "this model predicts something else in a batch of several noise levels than alone (off by "
+                f"{off:.1e} of a prediction)"
             )
         if not self._steps_left:
             self.passed()
@@ -117,18 +114,15 @@ class Batch(Backend):
     def _tell_cost(self) -> None:
         cost = statistics.median(self._together) / max(statistics.median(self._alone), 1e-9)
         if cost > MAX_COST:
-            log.info(
-                "DizzyDiff: a state of a batch takes %.0f %% of the time of a state alone here: drafts in "
-                "batches gain little or nothing on this device.",
-                100 * cost,
+            inform(
+                f"a state of a batch takes {cost:.0%} of the time of a state alone here: drafts in batches "
+                "gain little or nothing on this device."
             )
 
     def _narrower(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         self.width = max(1, len(states) // 2)
-        log.warning(
-            "DizzyDiff: a batch of %d states does not fit into memory; going on with %d.",
-            len(states),
-            self.width,
+        self.request.warn(
+            f"a batch of {len(states)} states does not fit into memory; going on with {self.width}."
         )
         comfy.model_management.soft_empty_cache()
         return super().evaluate(states[:1], arguments)

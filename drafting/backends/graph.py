@@ -30,7 +30,8 @@ CLOSED = (
     comfy.multigpu.MultiGPUThreadPool,
     Verdicts,
 )
-OURS = __package__.rpartition(".drafting")[0]
+PACK = __package__.rpartition(".drafting")[0]
+OURS = tuple(f"{PACK}.{room}." for room in ("students", "nodes", "drafting"))
 """The pack's own patches answer each row by itself, and keep nothing."""
 
 
@@ -67,7 +68,7 @@ class Watch:
 def watch(model: Any, options: dict[str, Any]) -> Watch:
     """Of what is reachable from the guider, its conditioning and the options. ``model``: the sampler's."""
     guider = getattr(model, "inner_model", None)
-    roots = [options, model if guider is None else guider]
+    roots = [options, _object_patches(guider), model if guider is None else guider]
     network = getattr(getattr(guider, "inner_model", None), "diffusion_model", None)
     return Watch(roots, getattr(guider, "conds", None), network)
 
@@ -96,6 +97,18 @@ def attached(options: Any, depth: int = 8) -> Iterator[Any]:
         yield options
 
 
+def _object_patches(guider: Any) -> dict[str, Any]:
+    """What replaces parts of the model, by name; not its noise levels, which are asked for by themselves."""
+    patches = getattr(getattr(guider, "model_patcher", None), "object_patches", {})
+    return {name: patch for name, patch in patches.items() if name != "model_sampling"}
+
+
+def _patches(model: Any, options: dict[str, Any]) -> list[Any]:
+    """All that others put on the model: by its options, or in place of its parts."""
+    guider = getattr(model, "inner_model", None)
+    return [*attached(options), *attached(_object_patches(guider))]
+
+
 def _is_patch(value: Any) -> bool:
     return (callable(value) or hasattr(value, "__dict__")) and not isinstance(value, Tensor)
 
@@ -114,13 +127,12 @@ def foreign(model: Any, options: dict[str, Any]) -> str | None:
     """Somebody's patch, hook or guider that need not treat the rows of a batch alike. None: only core's
     own.
     """
-    patch = next(attached(options), None)
-    if patch is not None:
-        return name_of(patch)
+    if patches := _patches(model, options):
+        return name_of(patches[0])
     guider, plain = getattr(model, "inner_model", None), comfy.samplers.CFGGuider
     if not isinstance(model, comfy.samplers.KSamplerX0Inpaint) or guider is None:
         return name_of(model)
-    methods = () if _module(guider).startswith(OURS) else ("__call__", "outer_predict_noise", "predict_noise")
+    methods = () if _module(guider).startswith(PACK) else ("__call__", "outer_predict_noise", "predict_noise")
     if any(getattr(type(guider), method, None) is not getattr(plain, method) for method in methods):
         return name_of(type(guider))
     if any("hooks" in condition for group in guider.conds.values() for condition in group):
@@ -128,19 +140,20 @@ def foreign(model: Any, options: dict[str, Any]) -> str | None:
     return None
 
 
-def holder_of_network(options: dict[str, Any], guider: Any) -> str | None:
+def holder_of_network(model: Any, options: dict[str, Any]) -> str | None:
     """Who refers to the network of the main device, which a replica does not run."""
+    guider = getattr(model, "inner_model", None)
     network = getattr(getattr(guider, "inner_model", None), "diffusion_model", None)
     if not isinstance(network, torch.nn.Module):
         return None
-    patches = list(attached(options))
+    patches = _patches(model, options)
     return ObjectState(patches, closed=CLOSED).owner_of(network.modules()) if patches else None
 
 
 def identity(backend: type, model: Any, options: dict[str, Any], x: Tensor) -> tuple[Hashable, object]:
     """What a verdict is about, and the objects it names, which must live as long as it does."""
     guider = getattr(model, "inner_model", None)
-    patches = list(attached(options))
+    patches = _patches(model, options)
     conditions = getattr(guider, "conds", {})
     key = (
         backend.__name__,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import queue
 from typing import Any
 
@@ -18,8 +17,6 @@ from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol
 from .graph import CLONES, THREAD_POOL, holder_of_network
-
-log = logging.getLogger("dizzydiff")
 
 POLL_S = 0.05
 """Seconds between two looks whether the user interrupts, while a device is waited for."""
@@ -45,7 +42,7 @@ class Replicas(Backend):
         clones, pool = request.options.get(CLONES), request.options.get(THREAD_POOL)
         if not clones or pool is None or len(clones) < 2:
             return Undraftable("there is one device, which evaluates one state at a time")
-        if holder := holder_of_network(request.options, request.guider):
+        if holder := holder_of_network(request.model, request.options):
             return MainDeviceOnly(f"{holder} works on the network of the main device alone")
         return None
 
@@ -96,11 +93,10 @@ class Replicas(Backend):
             elif not (off := disagreement(result[0], prediction)) <= limit:
                 self._leave_out(
                     place,
-                    f"{place} predicts otherwise than {self._main} does, by {off:.1e} of a prediction: a "
-                    f"patch, "
-                    "model or driver is another there",
+                    f"{place} predicts otherwise than {self._main} does (off by {off:.1e} of a prediction): "
+                    "a patch, the model or the driver differs there",
                 )
-        if self._others:
+        if len(self._others) == len(busy):  # who was left out is to be found out again
             self.passed()
 
     def _start(
@@ -153,10 +149,8 @@ class Replicas(Backend):
     def _leave_out(self, place: torch.device, why: str) -> None:
         self.width = max(1, self.width * len(self._others) // (1 + len(self._others)))
         self._others.remove(place)
-        log.warning(
-            "DizzyDiff: %s. It is left out for the rest of this image, and %s evaluates its states.",
-            why,
-            self._main,
+        self.request.warn(
+            f"{why}. It is left out for the rest of this image, and {self._main} evaluates its states."
         )
 
 

@@ -8,6 +8,7 @@ import logging
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,21 +25,34 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="dev.py distill",
         description="Train a guided student of a diffusers pipeline, or of the embedded teacher. Ctrl-C "
-        "saves what "
-        "there is; the same command goes on from there, to the same result.",
+        "saves what there is; the same command goes on from there, to the same result.",
     )
-    result.add_argument(
+    add_files(result.add_argument_group("files"))
+    add_training(result.add_argument_group("training"))
+    return result
+
+
+def add_files(group: Any) -> None:
+    add = group.add_argument
+    add(
         "--pipeline",
         type=Path,
         default=ROOT / "tiny",
         help="a diffusers folder (default: the embedded pipeline)",
     )
-    result.add_argument(
-        "--teacher", default=None, help="its UNet's folder (default: teacher where there is one, else unet)"
+    add("--teacher", default=None, help="its UNet's folder (default: teacher where there is one, else unet)")
+    add("--prompts", type=Path, required=True, help="a text file, one prompt a line")
+    add("--output", type=Path, required=True, help="the student's .safetensors file")
+    add(
+        "--diffusers",
+        type=Path,
+        help="a folder for the finished student in diffusers' layout, merged into its teacher",
     )
-    result.add_argument("--prompts", type=Path, required=True, help="a text file, one prompt a line")
-    result.add_argument("--output", type=Path, required=True, help="the student's .safetensors file")
-    result.add_argument(
+
+
+def add_training(group: Any) -> None:
+    add = group.add_argument
+    add(
         "--size",
         type=int,
         nargs=2,
@@ -46,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
         metavar=("WIDTH", "HEIGHT"),
         help="of the pictures, pixels",
     )
-    result.add_argument("--updates", type=int, default=2000, help="of stage one (default: %(default)s)")
-    result.add_argument(
+    add("--updates", type=int, default=2000, help="of stage one (default: %(default)s)")
+    add(
         "--scales",
         type=float,
         nargs=2,
@@ -55,34 +69,24 @@ def parser() -> argparse.ArgumentParser:
         metavar=("LOW", "HIGH"),
         help="guidance (default: 1 8)",
     )
-    result.add_argument(
+    add(
         "--student-steps",
         type=int,
         default=0,
         help="of the last student of stage two; 0: stage one alone (default)",
     )
-    result.add_argument(
-        "--first-steps", type=int, default=8, help="of the first student of stage two (default: %(default)s)"
-    )
-    result.add_argument(
-        "--step-updates", type=int, default=600, help="of each halving (default: %(default)s)"
-    )
-    result.add_argument("--batch", type=int, default=4)
-    result.add_argument("--rank", type=int, default=16)
-    result.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
-    result.add_argument("--seed", type=int, default=0)
-    result.add_argument("--negative", default="", help="the negative prompt of the teacher's guidance")
-    result.add_argument("--no-checkpointing", action="store_true", help="faster, more memory")
-    result.add_argument(
+    add("--first-steps", type=int, default=8, help="of the first student of stage two (default: %(default)s)")
+    add("--step-updates", type=int, default=600, help="of each halving (default: %(default)s)")
+    add("--batch", type=int, default=4)
+    add("--rank", type=int, default=16)
+    add("--rate", type=float, default=1e-3, help="learning rate (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--negative", default="", help="the negative prompt of the teacher's guidance")
+    add("--no-checkpointing", action="store_true", help="faster, more memory")
+    add(
         "--students", type=int, default=1, help="that share the prompts between them by likeness (default: 1)"
     )
-    result.add_argument(
-        "--diffusers",
-        type=Path,
-        help="a folder for the finished student in diffusers' layout, merged into its teacher",
-    )
-    result.add_argument("--cpu", action="store_true", help="even where there is a GPU")
-    return result
+    add("--cpu", action="store_true", help="even where there is a GPU")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,10 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error("--diffusers merges one student into its teacher; expected --students 1 with it.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runpy.run_path(str(ROOT / "devtools" / "package.py"))["load_package"]("dizzydiff", ROOT)
-    return distil_of(options)
+    return distill_with(options)
 
 
-def distil_of(options: argparse.Namespace) -> int:
+def distill_with(options: argparse.Namespace) -> int:
     """Run what the command line says. Exit status: 0 done, 1 a mistake that is said, 130 stopped and
     saved.
     """
@@ -103,71 +107,10 @@ def distil_of(options: argparse.Namespace) -> int:
     from dizzydiff.devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT, cpu=options.cpu or not torch.cuda.is_available())
-    from dizzydiff.students.distill.merged import write_folder
-    from dizzydiff.students.distill.native import diffusers_names
-    from dizzydiff.students.distill.run import Job, Running, distil
-    from dizzydiff.students.distill.several import distil_several
-    from dizzydiff.students.distill.training import Plan, Progress
     from dizzydiff.students.errors import StudentError
-    from dizzydiff.students.loader import Source, load_unet
-    from dizzydiff.students.pipeline import load_clip
 
-    stop: list[int] = []
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        stop.append(number)
-
-    def tell(running: Running, progress: Progress) -> None:
-        if running.done % TOLD_EVERY == 0 or running.training.finished:
-            recent = progress.losses[-TOLD_EVERY:]
-            logging.info("update %d of %d, loss %.4g", running.done, running.total, sum(recent) / len(recent))
-        if stop:
-            raise Stopped
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
     try:
-        folder = options.teacher or ("teacher" if (options.pipeline / "teacher").is_dir() else "unet")
-        name = f"{options.pipeline.name}/{folder}"
-        model, clip = load_unet(Source(options.pipeline / folder, name)), load_clip(options.pipeline, [])
-        plan = Plan(
-            options.updates,
-            tuple(options.scales),
-            options.batch,
-            options.rate,
-            options.seed,
-            options.rank,
-            options.student_steps,
-            options.first_steps,
-            options.step_updates,
-        )
-        width, height = options.size
-        prompts = [
-            line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-
-        def encode(text: str) -> Any:
-            return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-        job = Job(
-            model,
-            name,
-            prompts,
-            encode,
-            (model.model.latent_format.latent_channels, height // 8, width // 8),
-            plan,
-            options.output,
-            options.negative,
-            checkpointing=not options.no_checkpointing,
-        )
-        if options.students > 1:
-            distil_several(job, options.students, tell)
-        else:
-            result = distil(job, tell)
-            if options.diffusers is not None:
-                write_folder(
-                    options.diffusers, options.pipeline / folder, result.adapter, diffusers_names(model)
-                )
+        train(options, observer())
     except Stopped:
         logging.info("stopped; %s holds what there is, and the same command goes on", options.output)
         return 130
@@ -176,6 +119,76 @@ def distil_of(options: argparse.Namespace) -> int:
         return 1
     logging.info("%s is done", options.output)
     return 0
+
+
+def observer() -> Callable[[Any, Any], None]:
+    """Tells the loss, and raises Stopped after Ctrl-C or a plain kill."""
+    stop: list[int] = []
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        stop.append(number)
+
+    def tell(running: Any, progress: Any) -> None:
+        if running.done % TOLD_EVERY == 0 or running.training.finished:
+            recent = progress.losses[-TOLD_EVERY:]
+            logging.info("update %d of %d, loss %.4g", running.done, running.total, sum(recent) / len(recent))
+        if stop:
+            raise Stopped
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    return tell
+
+
+def train(options: argparse.Namespace, observe: Callable[[Any, Any], None]) -> None:
+    from dizzydiff.students.distill.merged import write_folder
+    from dizzydiff.students.distill.run import distill
+    from dizzydiff.students.distill.several import distill_several
+    from dizzydiff.students.distill.teacher import diffusers_names
+
+    job, teacher = job_of(options)
+    if options.students > 1:
+        distill_several(job, options.students, observe)
+        return
+    result = distill(job, observe)
+    if options.diffusers is not None:
+        write_folder(options.diffusers, teacher, result.adapter, diffusers_names(job.teacher))
+
+
+def job_of(options: argparse.Namespace) -> tuple[Any, Path]:
+    """The job, and the folder of the teacher's UNet."""
+    from dizzydiff.students.distill.plan import Plan
+    from dizzydiff.students.distill.run import Job
+    from dizzydiff.students.loader import Source, load_unet
+    from dizzydiff.students.pipeline import load_clip
+
+    folder = options.teacher or ("teacher" if (options.pipeline / "teacher").is_dir() else "unet")
+    teacher, name = options.pipeline / folder, f"{options.pipeline.name}/{folder}"
+    model, clip = load_unet(Source(teacher, name)), load_clip(options.pipeline, [])
+    width, height = options.size
+    lines = options.prompts.read_text(encoding="utf-8").splitlines()
+    job = Job(
+        teacher=model,
+        teacher_name=name,
+        prompts=[line.strip() for line in lines if line.strip()],
+        encode=lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)),
+        shape=(model.model.latent_format.latent_channels, height // 8, width // 8),
+        plan=Plan(
+            updates=options.updates,
+            scales=tuple(options.scales),
+            batch=options.batch,
+            rate=options.rate,
+            seed=options.seed,
+            rank=options.rank,
+            steps=options.student_steps,
+            first_steps=options.first_steps,
+            step_updates=options.step_updates,
+        ),
+        path=options.output,
+        negative=options.negative,
+        checkpointing=not options.no_checkpointing,
+    )
+    return job, teacher
 
 
 if __name__ == "__main__":

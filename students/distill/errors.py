@@ -14,12 +14,6 @@ class NoPrompts(StudentError):
     """There is no prompt to learn from."""
 
 
-class NoUnconditional(StudentError):
-    """The teacher cannot be guided: it answers the same with and without the prompt, or takes guidance as an
-    input.
-    """
-
-
 class UnsupportedTeacher(StudentError):
     """A network without a time embedding that guidance could join."""
 
@@ -38,11 +32,3 @@ class CannotSave(StudentError):
 
 class OtherTraining(StudentError):
     """A file of this name comes from other settings or another teacher."""
-
-
-class WrongTeacher(StudentError):
-    """An adapter meets a model that it was not made from."""
-
-
-class NotAnAdapter(StudentError):
-    """The file is a student of its own: there is nothing for a teacher to do."""

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import formats
-from .adapter import LAYERS, WIDTH, Adapter
+from ...common.files import write_json, write_safetensors
+from .. import files
+from ..adapter import LAYERS, Adapter
+from ..layout import GUIDANCE_KEY
 from .errors import CannotSave, UnsupportedTeacher
 
 
@@ -31,8 +30,8 @@ def merged_weights(
         if key.endswith(".weight") and f"{layer}.lora_up.weight" in adapter.lora:
             up, down = (adapter.lora[f"{layer}.{part}.weight"].float() for part in ("lora_up", "lora_down"))
             weight = (weight.float() + (up @ down).reshape(weight.shape)).to(weight.dtype)
-        merged[key] = weight.contiguous()
-    return {**merged, formats.GUIDANCE_KEY: adapter.projection.contiguous()}
+        merged[key] = weight
+    return {**merged, GUIDANCE_KEY: adapter.projection}
 
 
 def write_folder(folder: Path, unet: Path, adapter: Adapter, names: Mapping[str, str]) -> None:
@@ -41,34 +40,25 @@ def write_folder(folder: Path, unet: Path, adapter: Adapter, names: Mapping[str,
 
     Raises UnsupportedTeacher for another network than the adapter's, CannotSave where the disk refuses.
     """
-    source = formats.read_unet_folder(unet)
-    teacher, _ = formats.read_weights(source.weights)
-    if not names or not set(teacher) <= set(names):
+    source = files.read_checkpoint(unet)
+    if source.config is None or not names or not set(source.weights) <= set(names):
         raise UnsupportedTeacher(
             f"{unet}: no UNet whose layers have names in diffusers. Expected a UNet2DConditionModel."
         )
     low, high = adapter.settings["guidance_scale_range"]
     config = {
         **source.config,
-        "time_cond_proj_dim": WIDTH,
+        "time_cond_proj_dim": adapter.guidance.width,
         "guidance_weight": "g - 1",
         "guidance_scale_range": [low, high],
     }
+    weights = merged_weights(source.weights, adapter, names)
     try:
-        (folder / "unet").mkdir(parents=True, exist_ok=True)
-        file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-        part = file.with_name(file.name + ".part")
-        save_file(merged_weights(teacher, adapter, names), part, metadata={"format": "pt"})
-        part.replace(file)
-        _write_json(folder / "unet" / "config.json", config)
+        write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", weights, {"format": "pt"})
+        write_json(folder / "unet" / "config.json", config)
         if source.scheduler is not None:
-            (folder / "scheduler").mkdir(exist_ok=True)
-            _write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler)
+            write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler)
     except OSError as error:
         raise CannotSave(
             f"{folder}: could not be written ({error}). Make room or choose another folder, and run again."
         ) from error
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -3,13 +3,11 @@
 al. 2023.
 """
 
-import torch
+from __future__ import annotations
+
 from torch import Tensor
 
-
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """[B] as [B, 1, ...] to go with [B, ...]."""
-    return values.reshape(-1, *[1] * (like.ndim - 1)).to(like)
+from ...common.steps import per_row
 
 
 def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
@@ -18,13 +16,13 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
     return (1 + w) * conditional - w * unconditional
 
 
-def one_step_for_many(x: Tensor, sigma: Tensor, x_end: Tensor, sigma_end: Tensor) -> Tensor:
+def one_step_target(x: Tensor, sigma: Tensor, x_end: Tensor, sigma_end: Tensor) -> Tensor:
     """The D whose one deterministic step leads from x at sigma to x'' at sigma'': section 3.2 and algorithm
     2.
 
-    x'' = D + (sigma'' / sigma)(x - D), solved for D. x'' is where several steps of the previous student led.
-    In x = x0 + sigma eps and, for flow models, in x = (1 - sigma) x0 + sigma eps. sigma, sigma_end: [B],
-    sigma > sigma_end.
+    x'' = D + (sigma'' / sigma)(x - D), solved for D. x'' is where several steps of the frozen student led. In
+    x = x0 + sigma eps and, for flow models, in x = (1 - sigma) x0 + sigma eps. sigma, sigma_end: [B], sigma >
+    sigma_end.
     """
     sigma, sigma_end = per_row(sigma, x), per_row(sigma_end, x)
     return x - sigma * (x - x_end) / (sigma - sigma_end)
@@ -35,20 +33,9 @@ def loss(denoised: Tensor, target: Tensor, sigma: Tensor, w: Tensor, flow: bool)
     equation 3, weighed. sigma, w: [B].
 
     omega is the paper's SNR + 1 for diffusion models, and makes it the error of the velocity for flow models,
-    too. The error of a
-    guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the finest pictures, would
-    count least.
+    too. The error of a guided target grows with w: without 1 / (1 + w) weak guidance, which asks for the
+    finest pictures, would count least.
     """
     omega = 1 / sigma.square() + (0 if flow else 1)
     error = per_row(omega.sqrt(), denoised) * (denoised - target)
     return (error.square() / per_row(1 + w, error)).mean()
-
-
-def euler_step(x: Tensor, denoised: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
-    """x' = D + (sigma' / sigma)(x - D), each row from its own sigma to its own sigma': [B] both."""
-    return denoised + per_row(target / sigma, x) * (x - denoised)
-
-
-def uniform(low: float, high: float, rows: int, generator: torch.Generator) -> Tensor:
-    """[rows] in float64."""
-    return low + (high - low) * torch.rand(rows, generator=generator, dtype=torch.float64)

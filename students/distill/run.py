@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,24 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import formats
-from ..guidance import GuidanceInput
-from . import adapter, native, objective
-from .adapter import Adapter
-from .errors import CannotSave, NoPrompts, OtherTraining
-from .training import Plan, Progress, Training, stages_of
+from ...common.fingerprint import fingerprint
+from ...common.steps import euler_step, per_row
+from .. import files
+from ..adapter import ADAPTER_FORMAT, Adapter, adapter_of
+from ..guidance import distilled_guidance
+from . import saving
+from .checks import check_gradient, check_teacher
+from .errors import BadPlan, CannotSave, NoPrompts, OtherTraining
+from .failures import saying_out_of_memory, saying_what_fails
+from .memory import check_memory
+from .plan import NO_PROMPTS, Plan, stages_of
+from .teacher import noise_levels, trainable, versions
+from .trainable import AdapterShape, Prompts, TrainableStudent
+from .training import Progress, Training
 
 SAVE_EVERY = 200
+"""Updates."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What is distilled into which file.
 
     prompts: texts; encode: a text to core's CONDITIONING; shape: [C, H, W] of a latent; latents: [n, C, H, W]
-    of pictures, the i-th shown by prompt i mod len(prompts), or None: states come from the teacher. borders:
-    sigmas of the first student of stage two, or None for core's ``simple``. turn: (i, K), where it is the
-    i-th of K students that are trained one after the other.
+    of pictures, the i-th shown by prompt i mod len(prompts), or None: states come from the teacher.
+    stage_two_sigmas: of the first student of stage two, or None for core's ``simple``. turn: (i, K), where it
+    is the i-th of K students that are trained one after the other.
     """
 
     teacher: Any
@@ -44,7 +54,7 @@ class Job:
     path: Path
     negative: str = ""
     latents: Tensor | None = None
-    borders: Tensor | None = None
+    stage_two_sigmas: Tensor | None = None
     checkpointing: bool = True
     turn: tuple[int, int] = (0, 1)
 
@@ -53,12 +63,12 @@ class Running:
     """A distillation under way, as its observer sees it."""
 
     def __init__(
-        self, job: Job, distilled: native.Distilled, training: Training, settings: dict[str, Any]
+        self, job: Job, student: TrainableStudent, training: Training, metadata: dict[str, Any]
     ) -> None:
-        self.job, self.distilled, self.training, self.settings = job, distilled, training, settings
-        self.world = training.stages[0].stage.world
-        self.sampling = job.teacher.get_model_object("model_sampling")
-        self.borders = borders_of(training)
+        self.job, self.student, self.training, self.metadata = job, student, training, metadata
+        self.distribution = training.stages[0].stage.distribution
+        self.levels = levels_of(job, student)
+        self.stage_ends = stage_ends_of(training)
 
     @property
     def done(self) -> int:
@@ -74,28 +84,32 @@ class Running:
         """A copy of the present student. Not to be sampled before the training ends: both share the
         network.
         """
-        tensors = {name: parameter.detach().clone() for name, parameter in self.distilled.parameters.items()}
-        return adapter.adapter_of(tensors, self.settings, self.job.path.name)
+        tensors = {name: parameter.detach().clone() for name, parameter in self.student.parameters.items()}
+        return adapter_of(tensors, self.metadata, self.job.path.name)
 
     @torch.no_grad()
     def samples(self, rows: int, g: float) -> Tensor:
         """Latents [rows, ...] of the present student in the model's scale, always from the same noise,
         deterministic.
         """
-        progress = self.training.progress
-        steps = self.training.stages[progress.stage].stage.steps
-        sigmas = native.noise_levels(self.sampling, self.job.borders, self.job.plan.first_steps)(steps)
-        x = self.world.start(rows, torch.Generator().manual_seed(self.job.plan.seed), float(sigmas[0]))
-        prompt = torch.arange(rows) % self.world.prompts
-        for sigma, below in itertools.pairwise(sigmas):
-            denoised = self.distilled.student(
-                x, sigma.expand(rows), prompt, torch.full((rows,), g, dtype=torch.float64)
-            ).cpu()
-            x = objective.euler_step(x, denoised, sigma.expand(rows), below.expand(rows))
+        sigmas = self.levels(self.training.stages[self.training.progress.stage].stage.steps)
+        generator = torch.Generator().manual_seed(self.job.plan.seed)
+        x = self.distribution.draw_noise(rows, generator, float(sigmas[0]))
+        prompt = torch.arange(rows) % self.distribution.prompts
+        scales = torch.full((rows,), g, dtype=torch.float64)
+        for sigma, sigma_next in itertools.pairwise(sigmas[:, None].expand(-1, rows)):
+            D = self.student.student(x, sigma, prompt, scales).cpu()
+            x = euler_step(x, D, per_row(sigma, x), per_row(sigma_next, x))
         return x
 
 
-def borders_of(training: Training) -> list[int]:
+def levels_of(job: Job, student: TrainableStudent) -> Callable[[int], Tensor]:
+    """n -> the sigmas of n steps."""
+    sampling = student.model.get_model_object("model_sampling")
+    return noise_levels(sampling, job.stage_two_sigmas, job.plan.first_steps)
+
+
+def stage_ends_of(training: Training) -> list[int]:
     """Updates at which a stage ends and another begins."""
     return list(itertools.accumulate(planned.updates for planned in training.stages[:-1]))
 
@@ -106,13 +120,13 @@ Observer = Callable[[Running, Progress], None]
 
 @dataclass(frozen=True)
 class Result:
-    """The student's file as it stands, and the loss of every update. borders: updates at which a stage
+    """The student's file as it stands, and the loss of every update. stage_ends: updates at which a stage
     ends.
     """
 
     adapter: Adapter
     losses: list[float]
-    borders: list[int]
+    stage_ends: list[int]
 
 
 @contextlib.contextmanager
@@ -122,7 +136,7 @@ def gradients() -> Iterator[None]:
         yield
 
 
-def distil(job: Job, observe: Observer = lambda running, progress: None) -> Result:
+def distill(job: Job, observe: Observer = lambda running, progress: None) -> Result:
     """Train ``job`` from where its file stands to its end; what ``observe`` raises interrupts it, and what
     there is is saved.
 
@@ -130,104 +144,135 @@ def distil(job: Job, observe: Observer = lambda running, progress: None) -> Resu
     right.
     """
     if not job.prompts:
-        raise NoPrompts(
-            "The list of prompts is empty. Expected one prompt a line, of the kind the student will be "
-            "asked for."
-        )
-    with gradients():
-        settings = _settings(job)
-        state = _state_of_file(job, settings)
-        distilled = native.Distilled(
-            native.trainable(job.teacher),
-            map(job.encode, job.prompts),
-            job.encode(job.negative),
+        raise NoPrompts(NO_PROMPTS)
+    saving.check_target(job.path)
+    check_inputs(job)
+    with gradients(), saying_out_of_memory():
+        state = _state_of_file(job)
+        student = TrainableStudent(
+            trainable(job.teacher),
+            Prompts(map(job.encode, job.prompts), job.encode(job.negative)),
             job.shape,
-            GuidanceInput(adapter.WIDTH, 1.0, job.plan.scales),
-            job.plan.rank,
-            job.plan.seed,
+            AdapterShape(distilled_guidance(job.plan.scales), job.plan.rank, job.plan.seed),
             job.teacher_name,
         )
-        world = distilled.world(job.plan.scales, job.latents)
-        sampling = distilled.patcher.get_model_object("model_sampling")
-        levels = native.noise_levels(sampling, job.borders, job.plan.first_steps)
-        training = Training(distilled, stages_of(job.plan, world, levels), job.plan)
+        metadata = _metadata(job, student.time_layer)
+        distribution = student.distribution(job.plan.scales, job.latents)
+        training = Training(student, stages_of(job.plan, distribution, levels_of(job, student)), job.plan)
         if state is not None:
             training.resume(*state)
         if not training.finished:
-            _train(job, distilled, training, settings, observe)
+            _train(Running(job, student, training, metadata), observe)
         tensors, numbers = training.state()
         return Result(
-            adapter.adapter_of(tensors, {**settings, **numbers}, job.path.name),
+            adapter_of(tensors, {**metadata, **numbers}, job.path.name),
             training.progress.losses,
-            borders_of(training),
+            stage_ends_of(training),
         )
 
 
-def _train(
-    job: Job, distilled: native.Distilled, training: Training, settings: dict[str, Any], observe: Observer
-) -> None:
-    running = Running(job, distilled, training, settings)
+def _train(running: Running, observe: Observer) -> None:
+    job, student, training = running.job, running.student, running.training
 
     def save() -> None:
         tensors, numbers = training.state()
-        adapter.write(job.path, tensors, {**settings, **numbers, "finished": training.finished})
+        saving.write(job.path, tensors, {**running.metadata, **numbers, "finished": training.finished})
 
     def after(progress: Progress) -> None:
         if len(progress.losses) % SAVE_EVERY == 0:
             save()
         observe(running, progress)
 
-    with distilled.training(job.checkpointing):
-        distilled.check_guidable(running.world)
-        distilled.check_memory(running.world, job.plan.batch)
+    with student.training(job.checkpointing):
+        with saying_what_fails(job.teacher_name, job.shape):
+            check_teacher(student, running.distribution)
+            check_memory(student, running.distribution, job.plan.batch)
+            check_gradient(student, running.distribution)
         try:
             training.run(after)
         except CannotSave:
             raise
         except BaseException:  # interruption by the user is one, and must not lose what there is
-            save()
+            _save_at_least(save)
             raise
         save()
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """The file's metadata but for the progress: equal settings train equal students."""
-    pictures = None if job.latents is None else _digest(job.latents)
+def _save_at_least(save: Callable[[], None]) -> None:
+    """An interruption stays one, also where there is no room for what it interrupts."""
+    try:
+        save()
+    except CannotSave as error:
+        logging.error("%s", error)
+
+
+def check_inputs(job: Job) -> None:
+    """Raise BadPlan for pictures and sigmas that nothing can be learned from."""
+    if job.latents is not None and not bool(job.latents.isfinite().all()):
+        raise BadPlan(
+            "The pictures' latents contain NaN or infinity. Expected finite numbers: encode the pictures "
+            "again."
+        )
+    sigmas = job.stage_two_sigmas
+    if sigmas is None or not job.plan.steps:
+        return
+    if (
+        sigmas.ndim != 1
+        or len(sigmas) != job.plan.first_steps + 1
+        or not bool(sigmas.isfinite().all())
+        or not bool((sigmas[1:] < sigmas[:-1]).all())
+        or float(sigmas[-1]) < 0.0
+    ):
+        raise BadPlan(
+            f"The sigmas of stage two are {[round(each, 4) for each in sigmas.flatten()[:8].tolist()]}. "
+            "Expected them to fall from step to step: connect those of a scheduler."
+        )
+
+
+def _metadata(job: Job, time_layer: str) -> dict[str, Any]:
+    """The file's metadata but for the progress."""
+    metadata = saving.adapter_metadata(
+        teacher=fingerprint(job.teacher),
+        teacher_name=job.teacher_name,
+        time_layer=time_layer,
+        scales=job.plan.scales,
+        plan=_plan_on_disk(job),
+        versions=versions(),
+    )
+    return json.loads(json.dumps(metadata))
+
+
+def _plan_on_disk(job: Job) -> dict[str, Any]:
+    """Equal plans of equal teachers train equal students. The keys are those of files that stand on disks."""
+    sigmas = job.stage_two_sigmas
     plan = {
         **asdict(job.plan),
         "shape": list(job.shape),
         "negative": job.negative,
-        "pictures": pictures,
+        "pictures": None if job.latents is None else _digest(job.latents),
         "prompts": len(job.prompts),
         "prompts_sha256": hashlib.sha256("\n".join(job.prompts).encode()).hexdigest(),
-        "borders": None if job.borders is None else job.borders.tolist(),
+        "borders": None if sigmas is None else sigmas.tolist(),
     }
-    settings = adapter.settings_of(
-        native.fingerprint(job.teacher),
-        job.teacher_name,
-        native.time_layer_of(job.teacher.model.diffusion_model, job.teacher_name),
-        job.plan.scales,
-        plan,
-        native.versions(),
-    )
-    return json.loads(json.dumps(settings))
+    return json.loads(json.dumps(plan))
 
 
 def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().float().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(values.contiguous().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _state_of_file(job: Job, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _state_of_file(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What an earlier run left in the file; raises OtherTraining where that was another training."""
     if not job.path.exists():
         return None
-    tensors, found = formats.read_weights((job.path,))
-    different = [key for key in ("format", "teacher") if found.get(key) != settings[key]]
-    different += [key for key, value in settings["plan"].items() if found.get("plan", {}).get(key) != value]
+    tensors, found = files.read_weights((job.path,))
+    expected = {"format": ADAPTER_FORMAT, "teacher": fingerprint(job.teacher)}
+    different = [key for key, value in expected.items() if found.get(key) != value]
+    plan = found.get("plan", {})
+    different += [key for key, value in _plan_on_disk(job).items() if plan.get(key) != value]
     if different:
         raise OtherTraining(
             f"{job.path.name} exists and was made with another {', '.join(different)}. Expected the same "
-            f"settings, to go "
-            "on with it: choose another output name, or remove the file."
+            "settings, to go on with it: choose another output name, or remove the file."
         )
     return {key: value.clone() for key, value in tensors.items()}, found

@@ -126,7 +126,8 @@ def save_pipeline(
     unet(layout, None).save_pretrained(folder / "teacher")
     config = folder / "unet" / "config.json"
     extra = {"guidance_scale_range": [1, 8], "guidance_weight": "g - 1"}
-    config.write_text(json.dumps({**json.loads(config.read_text()), **extra}))
+    told = {**json.loads(config.read_text(encoding="utf-8")), **extra}
+    config.write_text(json.dumps(told), encoding="utf-8")
     schedules = {
         "v": DDIMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.02, prediction_type="v_prediction"
@@ -150,7 +151,7 @@ def save_pipeline(
         )
     )
     autoencoder.save_pretrained(folder / "vae")
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
     return folder
 
 

@@ -16,7 +16,7 @@ def private_bytes() -> int:
     """RssAnon: resident memory that is not backed by a file."""
     return next(
         int(line.split()[1]) * 1024
-        for line in Path("/proc/self/status").read_text().splitlines()
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         if line.startswith("RssAnon")
     )
 

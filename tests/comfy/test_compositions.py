@@ -13,7 +13,7 @@ from dizzydiff.benchmarks.composed import measure
 from dizzydiff.benchmarks.networks.families import NETWORKS
 from dizzydiff.benchmarks.networks.subject import Subject, make
 
-NO_EFFECT = {"nothing"}
+NO_EFFECT = {"nothing", "sampler that hides its last step"}
 """Graphs that are meant to draw what the bare model does."""
 
 

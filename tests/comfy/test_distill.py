@@ -18,24 +18,36 @@ import torch
 from comfy.model_base import BaseModel
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from dizzydiff.common import files as common_files
+from dizzydiff.common.fingerprint import fingerprint
+from dizzydiff.nodes.distill import student_path
 from dizzydiff.nodes.students import LoadStudent
 from dizzydiff.stability.identity import identity
-from dizzydiff.students.distill import adapter, native, objective, routing, run, several
+from dizzydiff.students import files, student_model
+from dizzydiff.students.adapter import CENTRES, MANIFEST_FORMAT, Adapter, Manifest, read
+from dizzydiff.students.distill import objective, run, saving, several
 from dizzydiff.students.distill.errors import (
     BadPlan,
     CannotSave,
     Diverged,
     NoPrompts,
     NotEnoughMemory,
-    NoUnconditional,
     OtherTraining,
-    WrongTeacher,
 )
 from dizzydiff.students.distill.merged import write_folder
-from dizzydiff.students.distill.run import Job, distil
-from dizzydiff.students.distill.training import Plan
-from dizzydiff.students.errors import DamagedFile, MissingFile, NeedsTeacher
+from dizzydiff.students.distill.plan import Plan
+from dizzydiff.students.distill.run import Job, distill
+from dizzydiff.students.distill.teacher import diffusers_names, trainable
+from dizzydiff.students.distill.trainable import AdapterShape, Prompts, TrainableStudent
+from dizzydiff.students.errors import DamagedFile, MissingFile, NeedsTeacher, NoUnconditional, WrongTeacher
+from dizzydiff.students.guidance import distilled_guidance
 from dizzydiff.students.loader import Source, load_student, load_unet
+from dizzydiff.students.student_model import (
+    nearest,
+    prompt_embedding,
+    student_of,
+    students_of,
+)
 
 from .networks import save_file_student, save_pipeline, unet
 
@@ -99,13 +111,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(folder: Path, tmp_path: Path) -> Job:
     return Job(
-        load_unet(Source(folder / "teacher", "teacher")),
-        "teacher",
-        PROMPTS,
-        encode(64),
-        (4, 8, 8),
-        PLAN,
-        tmp_path / "student.safetensors",
+        teacher=load_unet(Source(folder / "teacher", "teacher")),
+        teacher_name="teacher",
+        prompts=PROMPTS,
+        encode=encode(64),
+        shape=(4, 8, 8),
+        plan=PLAN,
+        path=tmp_path / "student.safetensors",
         checkpointing=False,
     )
 
@@ -119,6 +131,10 @@ def teacher_of(kind: str, tmp_path: Path) -> tuple[Any, Any]:
             Source(save_file_student(unet("sdxl", None), tmp_path / "sdxl.safetensors"), kind)
         ), encode(48, 1280)
     return load_unet(Source(save_pipeline(tmp_path / kind, scheduler=kind) / "teacher", kind)), encode(64)
+
+
+def on_teacher(path: Path, teacher: Any, in_memory: int = 4) -> Any:
+    return student_model.load_student(Source(path, path.name), teacher, in_memory)
 
 
 def denoised(model: Any, conditioning: list, sigma: float, **values: Any) -> torch.Tensor:
@@ -152,26 +168,23 @@ def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to
     kind: str, tmp_path: Path
 ) -> None:
     teacher, encoder = teacher_of(kind, tmp_path)
-    distilled = native.Distilled(
-        native.trainable(teacher),
-        map(encoder, PROMPTS),
-        encoder(""),
+    distilled = TrainableStudent(
+        trainable(teacher),
+        Prompts(map(encoder, PROMPTS), encoder("")),
         (4, 8, 8),
-        native.GuidanceInput(256, 1.0, (1.0, 8.0)),
-        2,
-        0,
+        AdapterShape(distilled_guidance((1.0, 8.0)), rank=2, seed=0),
     )
-    world = distilled.world((1.0, 8.0))
+    distribution = distilled.distribution((1.0, 8.0))
     x, sigma = (
         torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        torch.full((3,), world.level(0.5)),
+        torch.full((3,), distribution.level(0.5)),
     )
     prompt, g = torch.arange(3), torch.tensor([1.0, 4.0, 8.0])
     conditional, unconditional = distilled.teacher(x, sigma, prompt)
     target = objective.guided(conditional, unconditional, g - 1)
 
     def loss() -> torch.Tensor:
-        return objective.loss(distilled.student(x, sigma, prompt, g), target, sigma, g - 1, world.flow)
+        return objective.loss(distilled.student(x, sigma, prompt, g), target, sigma, g - 1, distribution.flow)
 
     with torch.no_grad():
         torch.testing.assert_close(distilled.student(x, sigma, prompt, g), conditional, rtol=1e-5, atol=1e-5)
@@ -201,10 +214,19 @@ def test_every_kind_of_teacher_is_its_student_at_first_and_the_gradient_leads_to
 def test_a_student_is_a_native_model_with_a_guidance_for_each_row(kind: str, tmp_path: Path) -> None:
     teacher, encoder = teacher_of(kind, tmp_path)
     plan = dataclasses.replace(PLAN, updates=3, steps=0, rate=0.1)
-    result = distil(
-        Job(teacher, kind, PROMPTS, encoder, (4, 8, 8), plan, tmp_path / "s.safetensors", checkpointing=False)
+    result = distill(
+        Job(
+            teacher=teacher,
+            teacher_name=kind,
+            prompts=PROMPTS,
+            encode=encoder,
+            shape=(4, 8, 8),
+            plan=plan,
+            path=tmp_path / "s.safetensors",
+            checkpointing=False,
+        )
     )
-    student = native.student_of(teacher, result.adapter, kind)
+    student = student_of(teacher, result.adapter, kind)
     answers = {g: denoised(student, encoder("red"), 0.7, guidance=g) for g in (1.0, 8.0)}
     assert (answers[8.0] - answers[1.0]).abs().max() > 1e-3 * answers[1.0].abs().max()
     both = denoised(student, encoder("red"), 0.7, guidance=[1.0, 8.0])
@@ -219,12 +241,12 @@ def test_the_file_gives_the_student_that_was_trained(job: Job) -> None:
     def look(running: run.Running, progress: Any) -> None:
         if len(progress.losses) == running.training.total:
             with torch.no_grad():
-                seen[5.0] = running.distilled.student(
+                seen[5.0] = running.student.student(
                     noise * 2.0, torch.full((2,), 2.0), torch.zeros(2).long(), torch.full((2,), 5.0)
                 )
 
-    distil(job, look)
-    student = routing.load_student(job.path, "student", job.teacher)
+    distill(job, look)
+    student = on_teacher(job.path, job.teacher)
     torch.testing.assert_close(
         denoised(student, encode(64)("red"), 2.0, guidance=5.0), seen[5.0], rtol=1e-4, atol=1e-4
     )
@@ -240,10 +262,10 @@ def test_an_interrupted_training_goes_on_to_the_very_same_student(
         if len(progress.losses) == stop_after:
             raise Interrupted
 
-    whole = distil(dataclasses.replace(job, path=tmp_path / "whole.safetensors"))
+    whole = distill(dataclasses.replace(job, path=tmp_path / "whole.safetensors"))
     with pytest.raises(Interrupted):
-        distil(job, interrupt)
-    resumed = distil(job)
+        distill(job, interrupt)
+    resumed = distill(job)
     assert resumed.losses == whole.losses
     for key, value in whole.adapter.lora.items():
         assert torch.equal(resumed.adapter.lora[key], value), key
@@ -251,37 +273,35 @@ def test_an_interrupted_training_goes_on_to_the_very_same_student(
 
 
 def test_a_finished_file_is_not_trained_again_and_tells_its_origin(job: Job) -> None:
-    distil(job)
+    distill(job)
 
     def never(running: run.Running, progress: Any) -> None:
         raise AssertionError("trained")
 
-    settings = distil(job, never).adapter.settings
-    assert settings["teacher"] == native.fingerprint(job.teacher)
+    settings = distill(job, never).adapter.settings
+    assert settings["teacher"] == fingerprint(job.teacher)
     assert (settings["guidance_scale_range"], settings["plan"]["seed"], settings["plan"]["steps"]) == (
         [1.0, 8.0],
         0,
         2,
     )
     assert not [
-        key
-        for key in adapter.formats.read_weights((job.path,))[0]
-        if key.startswith(("optimiser", "previous"))
+        key for key in files.read_weights((job.path,))[0] if key.startswith(("optimiser", "previous"))
     ]
 
 
 def test_pictures_can_be_learned_from_and_noise_levels_passed_in(job: Job) -> None:
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    borders = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
-    result = distil(dataclasses.replace(job, latents=latents, borders=borders, checkpointing=True))
-    assert len(result.losses) == 6 + 2 * 3 and result.borders == [6, 9]
+    sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
+    result = distill(dataclasses.replace(job, latents=latents, stage_two_sigmas=sigmas, checkpointing=True))
+    assert len(result.losses) == 6 + 2 * 3 and result.stage_ends == [6, 9]
 
 
 def test_another_training_of_the_same_name_is_refused(job: Job) -> None:
-    distil(job)
+    distill(job)
     for change in ({"prompts": ["others"]}, {"plan": dataclasses.replace(PLAN, seed=1)}):
         with pytest.raises(OtherTraining, match="another output name"):
-            distil(dataclasses.replace(job, **change))
+            distill(dataclasses.replace(job, **change))
 
 
 def test_a_full_disk_leaves_the_file_that_was_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,16 +310,16 @@ def test_a_full_disk_leaves_the_file_that_was_there(job: Job, monkeypatch: pytes
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        distil(job, stop)
+        distill(job, stop)
     before = job.path.read_bytes()
 
     def full(tensors: dict, path: Path, metadata: dict) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(adapter, "save_file", full)
+    monkeypatch.setattr(common_files, "save_file", full)
     with pytest.raises(CannotSave, match="No space left"):
-        distil(job)
+        distill(job)
     assert job.path.read_bytes() == before
     assert [path.name for path in job.path.parent.iterdir()] == [job.path.name]
 
@@ -307,50 +327,50 @@ def test_a_full_disk_leaves_the_file_that_was_there(job: Job, monkeypatch: pytes
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = native.Distilled.student
+    asked = TrainableStudent.student
     calls = iter(range(100))
 
     def broken(self: Any, *arguments: Any) -> torch.Tensor:
-        return asked(self, *arguments) * (torch.nan if next(calls) == 5 else 1.0)
+        return asked(self, *arguments) * (torch.nan if next(calls) == 6 else 1.0)
 
-    monkeypatch.setattr(native.Distilled, "student", broken)
+    monkeypatch.setattr(TrainableStudent, "student", broken)
     with pytest.raises(Diverged, match="update 5 of stage 'guidance'"):
-        distil(job)
+        distill(job)
     monkeypatch.undo()
-    assert len(distil(job).losses) == 12
+    assert len(distill(job).losses) == 12
 
 
 def test_what_cannot_be_distilled_is_said_before_it_starts(
     job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NoPrompts, match="one prompt a line"):
-        distil(dataclasses.replace(job, prompts=[]))
+        distill(dataclasses.replace(job, prompts=[]))
     with pytest.raises(BadPlan, match="from 8 to 1"):
         Plan(scales=(8.0, 1.0))
     with pytest.raises(BadPlan, match="from 6 steps to 4"):
         Plan(steps=4, first_steps=6)
     with pytest.raises(NoUnconditional, match="is a student"):
-        distil(dataclasses.replace(job, teacher=load_student(Source(folder / "unet", "student"))))
+        distill(dataclasses.replace(job, teacher=load_student(Source(folder / "unet", "student"))))
     with pytest.raises(NoUnconditional, match="there is no guidance to learn"):
-        distil(dataclasses.replace(job, encode=lambda text: encode(64)("the same")))
+        distill(dataclasses.replace(job, encode=lambda text: encode(64)("the same")))
     monkeypatch.setattr(
         comfy.model_management,
         "get_free_memory",
         lambda device, both=False: (2**20, 2**20) if both else 2**20,
     )
     with pytest.raises(NotEnoughMemory, match="GiB"):
-        distil(job)
+        distill(job)
     assert not job.path.exists()
 
 
 def test_an_adapter_asks_for_its_teacher_and_refuses_another_kind(job: Job, tmp_path: Path) -> None:
-    distil(job)
+    distill(job)
     with pytest.raises(NeedsTeacher, match="distilled from teacher"):
         load_student(Source(job.path, "student"))
     other = load_unet(Source(save_file_student(unet("sd15", None), tmp_path / "other.safetensors"), "other"))
     with pytest.raises(WrongTeacher, match="of another kind"):
-        routing.load_student(job.path, "student", other)
-    student = routing.load_student(job.path, "student", job.teacher)
+        on_teacher(job.path, other)
+    student = on_teacher(job.path, job.teacher)
     assert isinstance(student.model, BaseModel) and "teacher" in [
         each.id for each in LoadStudent.define_schema().inputs
     ]
@@ -360,8 +380,8 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
     """UNet2DConditionModel loads it, and its pipeline's own embedding of w gives what the native student
     gives.
     """
-    result = distil(job)
-    write_folder(tmp_path / "merged", folder / "teacher", result.adapter, native.diffusers_names(job.teacher))
+    result = distill(job)
+    write_folder(tmp_path / "merged", folder / "teacher", result.adapter, diffusers_names(job.teacher))
     network = UNet2DConditionModel.from_pretrained(tmp_path / "merged" / "unet")
     scheduler = DDIMScheduler.from_pretrained(tmp_path / "merged" / "scheduler")
     t, g = 600, 5.0
@@ -373,7 +393,7 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
     context = encode(64)("red")[0][0].expand(2, -1, -1)
     with torch.no_grad():
         v = network(z, t, context, timestep_cond=embedding).sample
-    student = native.student_of(job.teacher, result.adapter, "student")
+    student = student_of(job.teacher, result.adapter, "student")
     torch.testing.assert_close(
         denoised(student, encode(64)("red"), sigma, guidance=g),
         alpha.sqrt() * z - (1 - alpha).sqrt() * v,
@@ -382,8 +402,8 @@ def test_the_merged_folder_is_the_same_student_in_diffusers(job: Job, folder: Pa
     )
 
 
-def trained_several(job: Job, count: int = 2) -> several.Manifest:
-    manifest, results = several.distil_several(
+def trained_several(job: Job, count: int = 2) -> Manifest:
+    manifest, results = several.distill_several(
         dataclasses.replace(job, plan=Plan(updates=3, batch=2, rank=2)), count
     )
     assert len(results) == len(manifest.files) == count
@@ -392,11 +412,11 @@ def trained_several(job: Job, count: int = 2) -> several.Manifest:
 
 def test_every_row_of_a_batch_is_answered_by_the_student_of_its_prompt(job: Job) -> None:
     manifest = trained_several(job)
-    together = routing.load_student(job.path, "students", job.teacher, in_memory=1)
-    apart = [routing.load_student(job.path.with_name(name), name, job.teacher) for name in manifest.files]
+    together = on_teacher(job.path, job.teacher, in_memory=1)
+    apart = [on_teacher(job.path.with_name(name), job.teacher) for name in manifest.files]
     contexts = [job.encode(prompt)[0][0] for prompt in PROMPTS]
-    owners = several.nearest(
-        torch.cat([several.embedding(context) for context in contexts]), manifest.centres
+    owners = nearest(
+        torch.cat([prompt_embedding(context) for context in contexts]), manifest.centres
     ).tolist()
     assert set(owners) == {0, 1}
     other = owners.index(1 - owners[0])
@@ -411,19 +431,19 @@ def test_every_row_of_a_batch_is_answered_by_the_student_of_its_prompt(job: Job)
 def test_students_are_read_when_they_are_needed_and_only_so_many_are_held(job: Job) -> None:
     manifest = trained_several(job)
     asked: list[int] = []
-    load = several.loader(job.path, manifest)
 
-    def counted(number: int) -> adapter.Adapter:
-        asked.append(number)
-        return load(number)
+    class Counted(Manifest):
+        def adapter(self, number: int) -> Adapter:
+            asked.append(number)
+            return super().adapter(number)
 
     contexts = [job.encode(prompt)[0][0] for prompt in PROMPTS]
-    owners = several.nearest(
-        torch.cat([several.embedding(context) for context in contexts]), manifest.centres
+    owners = nearest(
+        torch.cat([prompt_embedding(context) for context in contexts]), manifest.centres
     ).tolist()
     one, two = (contexts[owners.index(number)] for number in (0, 1))
     roomy, narrow = (
-        routing.students_of(job.teacher, manifest, counted, "students", in_memory) for in_memory in (2, 1)
+        students_of(job.teacher, Counted(**vars(manifest)), "students", in_memory) for in_memory in (2, 1)
     )
     for model, expected in ((roomy, [0, 1]), (narrow, [0, 1, 0, 1])):
         asked.clear()
@@ -434,18 +454,14 @@ def test_students_are_read_when_they_are_needed_and_only_so_many_are_held(job: J
 
 def test_a_profile_of_the_teacher_is_none_of_its_students(job: Job) -> None:
     trained_several(job)
-    students = routing.load_student(job.path, "students", job.teacher)
-    assert (
-        identity(students)
-        == identity(routing.load_student(job.path, "students", job.teacher))
-        != identity(job.teacher)
-    )
+    students = on_teacher(job.path, job.teacher)
+    assert identity(students) == identity(on_teacher(job.path, job.teacher)) != identity(job.teacher)
 
 
 def test_several_students_leave_the_teacher_as_it_was(job: Job) -> None:
     before = denoised(job.teacher, job.encode("red"), 2.0)
     trained_several(job)
-    denoised(routing.load_student(job.path, "students", job.teacher), job.encode("red"), 2.0)
+    denoised(on_teacher(job.path, job.teacher), job.encode("red"), 2.0)
     assert torch.equal(denoised(job.teacher, job.encode("red"), 2.0), before)
 
 
@@ -460,11 +476,11 @@ def test_an_interrupted_training_of_several_goes_on_where_it_was(job: Job, tmp_p
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        several.distil_several(job, 2, interrupt)
+        several.distill_several(job, 2, interrupt)
     assert not job.path.exists()
-    manifest, _ = several.distil_several(job, 2)
+    manifest, _ = several.distill_several(job, 2)
     for name in manifest.files:
-        one, other = (adapter.read(folder / name, name) for folder in (tmp_path, tmp_path / "whole"))
+        one, other = (read(folder / name, name) for folder in (tmp_path, tmp_path / "whole"))
         assert all(torch.equal(value, other.lora[key]) for key, value in one.lora.items())
     assert torch.equal(manifest.centres, whole.centres)
 
@@ -473,27 +489,83 @@ def test_what_is_wrong_with_several_students_is_said(job: Job) -> None:
     with pytest.raises(BadPlan, match="4 students were asked for"):
         trained_several(job, count=4)
     alone = dataclasses.replace(job, path=job.path.with_name("alone.safetensors"))
-    distil(alone)
+    distill(alone)
     with pytest.raises(OtherTraining, match="no manifest"):
         trained_several(alone)
     manifest = trained_several(job)
     with pytest.raises(NeedsTeacher, match="connect it to the input teacher"):
         load_student(Source(job.path, "students"))
-    adapter.write(
-        job.path,
-        {several.CENTRES: manifest.centres[:1]},
-        {"format": adapter.SEVERAL, "files": list(manifest.files)},
+    saving.write(
+        job.path, {CENTRES: manifest.centres[:1]}, {"format": MANIFEST_FORMAT, "files": list(manifest.files)}
     )
     with pytest.raises(DamagedFile, match="lacks some of its parts"):
-        routing.load_student(job.path, "students", job.teacher)
-    several.write(job.path, dataclasses.replace(manifest, files=("gone.safetensors", manifest.files[1])))
+        on_teacher(job.path, job.teacher)
+    saving.write_manifest(dataclasses.replace(manifest, files=("gone.safetensors", manifest.files[1])))
     with pytest.raises(MissingFile, match=r"gone\.safetensors"):
-        routing.load_student(job.path, "students", job.teacher)
+        on_teacher(job.path, job.teacher)
 
 
 def test_pictures_go_to_the_student_of_their_prompt(job: Job) -> None:
     latents = (
         torch.arange(8).float().reshape(8, 1, 1, 1)
     )  # two whole rounds of three prompts, and two more pictures
-    mine = several._pictures_of(latents, torch.tensor([0, 2]), 3)
+    mine = several.pictures_of(latents, torch.tensor([0, 2]), 3)
     assert mine.flatten().tolist() == [0, 2, 3, 5]
+
+
+def test_an_interruption_whose_save_fails_stays_an_interruption(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def interrupt(running: run.Running, progress: Any) -> None:
+        monkeypatch.setattr(common_files, "save_file", full)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(job, interrupt)
+    assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("cuda"), MemoryError(), RuntimeError("MPS backend out of memory")]
+)
+def test_every_way_of_running_out_of_memory_is_said_and_what_there_is_is_saved(
+    job: Job, error: Exception
+) -> None:
+    def fail(running: run.Running, progress: Any) -> None:
+        if len(progress.losses) == 2:
+            raise error
+
+    with pytest.raises(NotEnoughMemory, match="lower the batch"):
+        distill(job, fail)
+    assert len(files.read_weights((job.path,))[0]["losses"]) == 2
+
+
+def test_inputs_that_cannot_be_learned_from_are_refused_before_the_training(job: Job) -> None:
+    broken = torch.full((1, 4, 8, 8), torch.nan)
+    with pytest.raises(BadPlan, match="NaN"):
+        distill(dataclasses.replace(job, latents=broken))
+    for sigmas in (
+        [10.0, 10.0, 5.0, 5.0, 0.0],
+        [0.0, 1.0, 5.0, 10.0, 60.0],
+        [9.0, 5.0, 3.0, torch.nan, 0.0],
+        [1.0, 0.0],
+    ):
+        with pytest.raises(BadPlan, match="fall from step to step"):
+            distill(dataclasses.replace(job, stage_two_sigmas=torch.tensor(sigmas)))
+    with pytest.raises(CannotSave):
+        distill(dataclasses.replace(job, path=job.path.with_name("CON.safetensors")))
+
+
+def test_students_go_to_the_folder_that_the_tooltip_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that was begun elsewhere goes on there."""
+    old, named = tmp_path / "unet", tmp_path / "diffusion_models"
+    monkeypatch.setattr("folder_paths.get_folder_paths", lambda kind: [str(old), str(named)])
+    assert student_path("mine") == named / "mine.safetensors"
+    old.mkdir()
+    (old / "begun.safetensors").touch()
+    assert student_path("begun") == old / "begun.safetensors"

@@ -314,7 +314,7 @@ def test_the_ksampler_node_is_core_s_at_tolerance_zero_and_shows_its_rounds_othe
 
     latent, blank = node(0.0)
     assert torch.equal(latent["samples"], plain(two, prompts, "dpmpp_2m_sde"))
-    assert blank.min() == 1
+    assert blank.shape[2] == 1024 and blank.min() < 0.5, "it says why nothing was drafted"
     picture = node(0.05)[1]
     assert picture.shape[-1] == 3 and picture.shape[2] >= 1024 and picture.unique().numel() > 4
 

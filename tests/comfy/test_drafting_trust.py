@@ -241,6 +241,21 @@ def test_a_patch_on_the_main_devices_network_is_not_run_beside_it(
     assert "forward" not in vars(network)
 
 
+def test_a_replaced_forward_that_is_bound_to_the_main_devices_network_is_not_run_beside_it(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica has the same object patch, and would run the main device's weights."""
+    model = teacher.clone()
+    network = model.get_model_object("diffusion_model")
+    original = network.forward
+    model.add_object_patch("diffusion_model.forward", lambda *args, **kwargs: 0.5 * original(*args, **kwargs))
+    reference = plain(model, prompts)
+    assert distance(plain(teacher, prompts), reference) > 0.01
+    result, report = drafting(model, prompts, TWO)
+    same(result, reference)
+    assert widest(report) <= 1 and "network of the main device" in caplog.text
+
+
 @pytest.mark.parametrize("devices", [TWO, BATCH])
 def test_patches_that_read_one_noise_level_see_their_own(
     devices: str, teacher: Any, prompts: Prompts
@@ -356,6 +371,28 @@ def test_a_device_that_predicts_otherwise_is_left_out(
     assert "cpu:1 predicts otherwise than cpu does" in caplog.text
     assert widest(report) == 1
     same(result, plain(teacher, prompts))
+
+
+def test_a_device_that_predicts_otherwise_is_left_out_of_every_picture(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three devices one is off, and the others go on."""
+    off: dict[str, int] = {}
+
+    def one_thread() -> float:
+        here = threading.get_ident()
+        return 1.02 if off.setdefault("thread", here) == here else 1.0
+
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(only_in_threads(one_thread))
+    model = spread(model, "cpu, cpu:1, cpu:2", 0)
+    for seed in (1, 2):
+        off.clear()
+        caplog.clear()
+        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), Settings("verified", 0, TOLERANCE))
+        result = sampled(model, prompts, sampler, seed=seed)
+        assert "predicts otherwise than cpu does" in caplog.text
+        assert distance(result, plain(teacher, prompts, seed=seed)) < TOLERANCE
 
 
 def test_a_device_that_ends_its_thread_does_not_stop_the_picture(teacher: Any, prompts: Prompts) -> None:

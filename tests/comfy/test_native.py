@@ -21,7 +21,8 @@ from comfy.cldm.cldm import ControlNet
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 
-from dizzydiff.students.loader import Source, load_student, sample_student_native
+from dizzydiff.students.loader import Source, load_student
+from dizzydiff.students.sampler import sample_student_native
 
 from .networks import save_file_student, save_pipeline, unet
 
@@ -223,7 +224,7 @@ def test_loading_makes_no_second_copy(tmp_path: Path, root: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-P", script, comfyui, root, small, *files],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -18,6 +18,7 @@ from comfy_extras.nodes_flux import FluxGuidance
 from safetensors.torch import load_file, save_file
 
 import nodes as core_nodes
+from dizzydiff.nodes.distill import DistillGuidance
 from dizzydiff.nodes.students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 from dizzydiff.students import errors
 from dizzydiff.students.loader import Source, load_student
@@ -264,7 +265,7 @@ BAD_FILES = {
     "not safetensors": (
         errors.NotSafetensors,
         "Expected",
-        lambda: damaged(lambda p: p.write_text("hello, I am a text")),
+        lambda: damaged(lambda p: p.write_text("hello, I am a text", encoding="utf-8")),
     ),
     "pickle": (
         errors.NotSafetensors,
@@ -336,7 +337,8 @@ def test_config_that_disagrees_with_the_weights(pipeline: str) -> None:
     folder = Path(folder_paths.get_folder_paths("diffusers")[0])
     shutil.copytree(folder / pipeline, folder / "disagrees", dirs_exist_ok=True)
     config = folder / "disagrees" / "unet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [64, 128]}))
+    told = {**json.loads(config.read_text(encoding="utf-8")), "block_out_channels": [64, 128]}
+    config.write_text(json.dumps(told), encoding="utf-8")
     for node in (LoadStudent, LoadPipeline):
         with pytest.raises(errors.ConfigMismatch, match=r"disagrees.*block_out_channels"):
             node.execute("disagrees")
@@ -360,3 +362,63 @@ def test_a_missing_tensor_anywhere_is_an_error_that_names_the_file(tmp_path: Pat
         save_file({k: t for k, t in weights.items() if k != key}, path)
         with pytest.raises(errors.StudentError, match=r"holed\.safetensors"):
             load_student(Source(path, path.name))
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0, 1e9])
+def test_values_outside_the_range_are_refused_by_name(value: float) -> None:
+    assert "guidance" in StudentGuidance.validate_inputs(guidance=value)
+    assert "second_guidance" in StudentGuidance.validate_inputs(second_guidance=value)
+    assert "eta" in StudentSampler.validate_inputs(eta=value)
+    assert "g_max" in DistillGuidance.validate_inputs(g_max=value)
+
+
+def test_values_that_another_node_gives_are_left_to_it() -> None:
+    assert StudentGuidance.validate_inputs(None, None) is True
+    assert StudentSampler.validate_inputs(None) is True
+    assert DistillGuidance.validate_inputs(None, 8.0) is True
+    assert GuidanceSweep.validate_inputs(None) is True
+
+
+def test_guidance_that_is_no_number_is_refused_where_it_is_used(pipeline: str) -> None:
+    with pytest.raises(errors.BadScales, match="nan"):
+        StudentGuidance.execute([], float("nan"))
+    model, clip, _ = LoadPipeline.execute(pipeline).result
+    positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    with pytest.raises(errors.BadScales, match="nan"):
+        sample(model, FluxGuidance.execute(positive, float("nan")).result[0], latent)
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "module."])
+def test_prefixes_of_other_trainers_are_read(prefix: str) -> None:
+    model = LoadStudent.execute(student("prefixed.safetensors", prefix=prefix)).result[0]
+    assert model.model.guidance.width == 256
+
+
+def test_a_folder_of_a_unet_alone_needs_the_schedule_it_was_trained_with(pipeline: str) -> None:
+    """It says its own guidance_weight, so it is no LCM; how it denoises cannot be guessed."""
+    source = Path(folder_paths.get_folder_paths("diffusers")[0]) / pipeline
+    shutil.copytree(source / "unet", MODELS / "alone", dirs_exist_ok=True)
+    with pytest.raises(errors.MissingFile, match=r"alone.*scheduler_config\.json"):
+        LoadStudent.execute("alone")
+    shutil.copy(source / "scheduler" / "scheduler_config.json", MODELS / "alone")
+    alone, whole = (LoadStudent.execute(name).result[0] for name in ("alone", pipeline))
+    samplings = [model.get_model_object("model_sampling") for model in (alone, whole)]
+    assert type(samplings[0]).__mro__[1:3] == type(samplings[1]).__mro__[1:3]
+    assert torch.equal(samplings[0].sigmas, samplings[1].sigmas)
+
+
+def test_a_config_that_asks_for_far_more_than_the_weights_hold_is_refused_at_once(pipeline: str) -> None:
+    folder = Path(folder_paths.get_folder_paths("diffusers")[0])
+    for part, key in (
+        ("text_encoder", "num_hidden_layers"),
+        ("unet", "layers_per_block"),
+        ("vae", "scaling_factor"),
+    ):
+        shutil.copytree(folder / pipeline, folder / "greedy", dirs_exist_ok=True)
+        config = folder / "greedy" / part / "config.json"
+        greedy = {**json.loads(config.read_text(encoding="utf-8")), key: 10**9}
+        config.write_text(json.dumps(greedy), encoding="utf-8")
+        with pytest.raises(errors.ConfigMismatch, match=rf"greedy.*{key}"):
+            LoadPipeline.execute("greedy")
+    shutil.rmtree(folder / "greedy")

@@ -24,7 +24,11 @@ def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def reference_vae(folder: Path) -> AutoencoderTiny | AutoencoderKL:
-    kind = AutoencoderTiny if "AutoencoderTiny" in (folder / "config.json").read_text() else AutoencoderKL
+    kind = (
+        AutoencoderTiny
+        if "AutoencoderTiny" in (folder / "config.json").read_text(encoding="utf-8")
+        else AutoencoderKL
+    )
     return kind.from_pretrained(folder).eval()
 
 

@@ -19,8 +19,11 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from dizzydiff.drafting.backends.replicas import Replicas
 from dizzydiff.drafting.devices import spread
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
+from dizzydiff.stability import measured as measuring
 from dizzydiff.stability import subject as subjects
+from dizzydiff.stability.errors import BadBlend, BadEffort, CannotMeasure
 from dizzydiff.stability.identity import identity
+from dizzydiff.stability.measured import key_of, measured_once, solver_of
 from dizzydiff.stability.profile import QUICK, THOROUGH, Effort
 from dizzydiff.stability.solvers import DPMPP_2M, EULER, HEUN, SOLVERS, Solver
 from dizzydiff.stability.store import Store
@@ -120,11 +123,11 @@ def test_efforts_cost_what_they_say(model, monkeypatch: pytest.MonkeyPatch) -> N
     measured = subjects.measure_model(
         subject(model, cfg=1.0), SMALL, lambda made, of: seen.append((made, of))
     )
-    assert sum(rows) == measured.calls == SMALL.calls
+    assert sum(rows) == measured.calls == SMALL.calls + subjects.CHECK_CALLS
     made = [done for done, _ in seen]
     assert made == sorted(set(made))
-    assert made[-1] == measured.calls
-    assert {of for _, of in seen} == {measured.calls}
+    assert made[-1] == SMALL.calls
+    assert {of for _, of in seen} == {SMALL.calls}
 
 
 def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(model) -> None:
@@ -142,12 +145,12 @@ def test_rows_of_the_latent_change_what_is_evaluated_at_once_and_nothing_else(mo
 def rows_that_fit(monkeypatch: pytest.MonkeyPatch):
     """Memory for so many rows at once; more run out of it."""
 
-    def limit(rows: int) -> None:
+    def limit(rows: int, error: Exception) -> None:
         whole = subjects._measure_batch
 
         def measure_batch(subject: subjects.Subject, noise: torch.Tensor, *rest) -> object:
             if len(noise) > rows:
-                raise torch.OutOfMemoryError("out of memory")
+                raise error
             return whole(subject, noise, *rest)
 
         monkeypatch.setattr(subjects, "_measure_batch", measure_batch)
@@ -155,9 +158,13 @@ def rows_that_fit(monkeypatch: pytest.MonkeyPatch):
     return limit
 
 
-def test_probes_are_measured_one_by_one_where_memory_is_short(model, rows_that_fit) -> None:
+LACKS = [torch.OutOfMemoryError("out of memory"), RuntimeError("MPS backend out of memory"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", LACKS, ids=repr)
+def test_probes_are_measured_one_by_one_where_memory_is_short(model, rows_that_fit, error: Exception) -> None:
     expected = subjects.measure_model(subject(model), SMALL, lambda made, of: None)
-    rows_that_fit(1)
+    rows_that_fit(1, error)
     measured = subjects.measure_model(subject(model), SMALL, lambda made, of: None)
     assert measured.calls == expected.calls
     torch.testing.assert_close(
@@ -165,9 +172,12 @@ def test_probes_are_measured_one_by_one_where_memory_is_short(model, rows_that_f
     )
 
 
-def test_lack_of_memory_for_one_row_is_left_to_comfyui(model, rows_that_fit, user_folder: Path) -> None:
-    rows_that_fit(0)
-    with pytest.raises(torch.OutOfMemoryError):
+@pytest.mark.parametrize("error", LACKS, ids=repr)
+def test_lack_of_memory_for_one_row_is_left_to_comfyui(
+    model, rows_that_fit, user_folder: Path, error: Exception
+) -> None:
+    rows_that_fit(0, error)
+    with pytest.raises(type(error)):
         profile(model)
     assert not user_folder.exists()
 
@@ -193,12 +203,12 @@ def test_model_is_measured_once(
     first, _ = profile(model)
     assert len(list(user_folder.iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(subjects, "measure_model", lambda *args: pytest.fail("measured again"))
+        patch.setattr(measuring, "measure_model", lambda *args: pytest.fail("measured again"))
         again, _ = profile(load_unet(Source(pipeline / "teacher", "tiny")))
     torch.testing.assert_close(again.sigmas(6, 1.0, EULER), first.sigmas(6, 1.0, EULER))
     patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
     keys = {
-        subjects.key_of(each, SMALL)
+        key_of(each, SMALL)
         for each in (
             subject(model),
             subject(model, cfg=5.0),
@@ -213,7 +223,7 @@ def test_model_is_measured_once(
         )
     }
     assert len(keys) == 8
-    assert subjects.key_of(subject(model), SMALL) == subjects.key_of(
+    assert key_of(subject(model), SMALL) == key_of(
         subject(model, latent={"samples": torch.zeros(1, 4, 8, 8)}), SMALL
     )
 
@@ -241,7 +251,7 @@ def test_damaged_file_is_measured_anew_with_a_warning(
     measured, _ = profile(model)
     assert "measured anew" in caplog.text
     assert measured.linearized is not None
-    again = Store(user_folder).load(subjects.key_of(subject(model), SMALL))
+    again = Store(user_folder).load(key_of(subject(model), SMALL))
     assert again is not None
     assert len(path.read_bytes()) == len(whole)
     assert [file.name for file in user_folder.iterdir()] == [path.name]
@@ -256,7 +266,7 @@ def test_stale_file_is_measured_anew_with_a_warning(
     profile(model)
     assert "another version" in caplog.text
     (path,) = user_folder.iterdir()
-    assert Store(path.parent).load(subjects.key_of(subject(model), SMALL)) is not None
+    assert Store(path.parent).load(key_of(subject(model), SMALL)) is not None
 
 
 def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +280,7 @@ def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPat
     first = sample()
     assert first.shape == LATENT["samples"].shape
     assert first.isfinite().all()
-    monkeypatch.setattr(subjects, "measure_model", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(measuring, "measure_model", lambda *args: pytest.fail("measured again"))
     assert torch.equal(sample(), first)
 
 
@@ -288,12 +298,49 @@ def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(
     assert not user_folder.exists()
 
 
+@pytest.mark.parametrize("blend", [float("nan"), -0.1, 1.5])
+def test_a_share_that_is_none_is_refused_before_and_in_the_graph(model, blend: float) -> None:
+    assert "from 0 to 1" in str(StabilityGrid.validate_inputs(base_blend=blend))
+    measured, _ = profile(model)
+    with pytest.raises(BadBlend, match="from 0 to 1"):
+        StabilityGrid.execute(measured, 5, 1.0, "euler", blend)
+    assert StabilityGrid.validate_inputs(base_blend=0.5) is True
+
+
+@pytest.mark.parametrize(("levels", "probes"), [(3, 2), (float("nan"), 2), (8, 0), (8, 10**6), (8.0, 2)])
+def test_an_effort_that_cannot_be_measured_is_refused(model, levels, probes) -> None:
+    """A link may bring any number."""
+    with pytest.raises(BadEffort, match="expected a whole number from"):
+        StabilityProfile.execute(model, POSITIVE, NEGATIVE, 3.0, LATENT, levels, probes, 0)
+
+
+@pytest.mark.parametrize("gives", [ValueError("not this model"), None, torch.full((6,), torch.nan)], ids=str)
+def test_a_scheduler_of_another_pack_may_fail(
+    model, gives, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it raises is said once, and the grid is the one without it."""
+
+    def scheduler(sampling: object, steps: int) -> object:
+        if isinstance(gives, Exception):
+            raise gives
+        return gives
+
+    measured, _ = profile(model)
+    expected = StabilityGrid.execute(measured, 5, 1.0, "euler").result[0]
+    handlers = {**comfy.samplers.SCHEDULER_HANDLERS, "other": comfy.samplers.SchedulerHandler(scheduler)}
+    monkeypatch.setattr(comfy.samplers, "SCHEDULER_HANDLERS", handlers)
+    monkeypatch.setattr(comfy.samplers, "SCHEDULER_NAMES", list(handlers))
+    assert torch.equal(StabilityGrid.execute(measured, 5, 1.0, "euler").result[0], expected)
+    said = [record for record in caplog.records if "left out: other" in record.getMessage()]
+    assert len(said) == (gives is None or isinstance(gives, Exception))
+
+
 def test_nested_latents_are_sampled_with_cores_sigmas(model) -> None:
     nested = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8)])
-    with pytest.raises(subjects.CannotMeasure, match="expected one"):
+    with pytest.raises(CannotMeasure, match="expected one"):
         subject(model, latent={"samples": nested}).noise(2)
     assert (
-        subjects.measured_once(
+        measured_once(
             subject(model, latent={"samples": nested}), SMALL, Store(Path()), lambda made, of: None
         ).linearized
         is None
@@ -315,9 +362,9 @@ def test_samplers_are_of_the_kind_that_their_calls_show() -> None:
         HEUN: ("heun", "dpm_2"),
         DPMPP_2M: ("dpmpp_2m", "uni_pc", "res_multistep"),
     }
-    assert all(subjects.solver_of(name) is solver for solver, names in kinds.items() for name in names)
-    assert set(comfy.samplers.SAMPLER_NAMES) >= subjects.ONE_CALL_OF_ORDER_ONE
-    assert set(comfy.samplers.SAMPLER_NAMES) >= subjects.TWO_CALLS
+    assert all(solver_of(name) is solver for solver, names in kinds.items() for name in names)
+    assert set(comfy.samplers.SAMPLER_NAMES) >= measuring.ONE_CALL_OF_ORDER_ONE
+    assert set(comfy.samplers.SAMPLER_NAMES) >= measuring.TWO_CALLS
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())

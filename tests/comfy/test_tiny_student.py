@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dizzydiff.nodes.distill import PREVIEWED, Show
-from dizzydiff.students.distill.run import distil
+from dizzydiff.students.distill.run import distill
 from dizzydiff.tiny import student
 
 
@@ -43,9 +43,9 @@ def test_the_student_is_written_beside_its_teacher_for_diffusers(
     )
     assert any((made[key].float() != weight.float()).any() for key, weight in teacher.items())
     for part in ("scheduler/scheduler_config.json", "unet/config.json"):
-        assert json.loads((pipeline / part).read_text()) == json.loads((root / "tiny" / part).read_text()), (
-            part
-        )
+        assert json.loads((pipeline / part).read_text(encoding="utf-8")) == json.loads(
+            (root / "tiny" / part).read_text(encoding="utf-8")
+        ), part
 
 
 def test_the_node_shows_what_the_student_draws_also_where_previews_are_off(
@@ -53,7 +53,7 @@ def test_the_node_shows_what_the_student_draws_also_where_previews_are_off(
 ) -> None:
     embedded = student.embedded(root / "tiny")
     show = Show(embedded.teacher, 4.0)
-    distil(
+    distill(
         embedded.job(
             tmp_path / "student.safetensors", student.captions(2), replace(student.PLAN, updates=1, batch=1)
         ),

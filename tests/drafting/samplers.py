@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dizzydiff.common.sampler_trace import NoiseSampler, SamplerRun, trace
+from dizzydiff.common.dry_run import NoiseSampler, SamplerRun
+from dizzydiff.common.sampler_trace import trace
 from dizzydiff.drafting.noise import NoiseTape
 from dizzydiff.drafting.speculation import SpeculativeModel, StandIn, State
 from dizzydiff.drafting.window import Drafting

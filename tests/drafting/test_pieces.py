@@ -12,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dizzydiff.common.alpha import alpha_flow, alpha_ve
-from dizzydiff.drafting.combination import Combination, Evaluation, Span, weighted_sum
+from dizzydiff.drafting.combination import Combination, Evaluation, Span, newest_per_sigma, weighted_sum
 from dizzydiff.drafting.noise import NoiseTape
-from dizzydiff.drafting.predictors import EpsPolynomial, GaussianResponse, Predictor, carried, lagrange
+from dizzydiff.drafting.predictors import (
+    DRAFTS,
+    EpsPolynomial,
+    GaussianResponse,
+    Predictor,
+    carried,
+    lagrange,
+)
 from dizzydiff.drafting.space import Basis, Space
 from dizzydiff.kernels.carry import carry
 
@@ -106,6 +113,15 @@ def test_combinations_of_combinations_are_worked_out_at_once() -> None:
     ) == pytest.approx(float(2 * (2 * a - b) @ (7 * a - 3.5 * b)))
 
 
+@pytest.mark.parametrize("rising", [False, True])
+def test_of_evaluations_at_a_rounding_of_one_sigma_the_last_is_kept(rising: bool) -> None:
+    """In the order of the run."""
+    x = torch.zeros(1)
+    run = [Evaluation(x, sigma, x) for sigma in (8.0, 4.0, 2.0, 2.0 * (1 + 2e-4), 4.0 * (1 - 2e-4), 1.99)]
+    kept = newest_per_sigma(run, rising)
+    assert kept == sorted([run[0], run[3], run[4], run[5]], key=lambda each: each.sigma, reverse=not rising)
+
+
 @given(
     st.integers(0, 3), st.lists(st.floats(0.1, 5), min_size=4, max_size=4, unique_by=lambda t: round(t, 1))
 )
@@ -146,6 +162,43 @@ def test_the_share_by_which_predictions_follow_the_state_is_found(
     assert fitted(predictor, space, [old], seen) == pytest.approx(share, abs=1e-6)
     held = space.F_of(x, predicted(predictor, space, [old], 1.0, x, after), after)
     torch.testing.assert_close(held, space.F_of(old.x, old.prediction, before), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("share", "found"), [(-0.5, 0.0), (1.7, 1.0)])
+def test_predictions_are_never_taken_to_follow_the_state_backwards_or_further_than_gaussian_data(
+    share: float, found: float
+) -> None:
+    space, predictor, old = Space(), GaussianResponse(), Evaluation(vector(0), 2.0, vector(1)[None])
+    seen = Evaluation(vector(2), 1.0, predicted(predictor, space, [old], share, vector(2), 1.0))
+    assert fitted(predictor, space, [old], seen) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_extrapolated_drafts_take_the_order_of_1_to_3_that_would_have_predicted_best(best: int) -> None:
+    space, predictor = Space(), DRAFTS["extrapolated"](False).predictor
+    sigmas, x = (4.0, 3.0, 2.0, 1.2, 0.7), vector(0)
+
+    def error(history: list[Evaluation], ahead: Evaluation, order: int) -> float:
+        return float((predicted(predictor, space, history, order, x, ahead.sigma) - ahead.prediction).norm())
+
+    for seed in range(100):
+        rough = [
+            Evaluation(x, s, (x / (1 + s) + 0.05 * vector(seed + i))[None]) for i, s in enumerate(sigmas)
+        ]
+        history, ahead = rough[:-1], rough[-1]
+        if min((1, 2, 3), key=lambda order: error(history, ahead, order)) == best:
+            assert fitted(predictor, space, history, ahead) == best
+            return
+    pytest.fail(f"no history of which order {best} is the best")
+
+
+def test_an_order_waits_for_its_predictions() -> None:
+    """Of three predictions order 3 cannot be judged, and until there are as many, the order stays at 2."""
+    space, predictor = Space(), DRAFTS["extrapolated"](False).predictor
+    history = [Evaluation(vector(i), sigma, vector(9 + i)[None]) for i, sigma in enumerate((4.0, 3.0, 2.0))]
+    ahead = Evaluation(vector(5), 1.2, vector(6)[None])
+    assert fitted(predictor, space, history[:2], ahead) == predictor.start == 2
+    assert fitted(predictor, space, history, ahead) in (1, 2)
 
 
 def test_drafts_and_the_sampler_hear_the_plain_samplers_noises() -> None:

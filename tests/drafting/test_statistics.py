@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dizzydiff.common.sampler_trace import trace
+from dizzydiff.common.sampler_trace import ModelCall, trace
 from dizzydiff.drafting.combination import Combination, Span
 from dizzydiff.drafting.policies import Policy
 from dizzydiff.drafting.predictors import DRAFTS
@@ -35,6 +36,16 @@ class Watched(SpeculativeModel):
             distance = float((x - draft.x).square().mean().sqrt()) / SPACE.scale(draft.sigma)
             self.__dict__.setdefault("seen", []).append((n, self._statistics, distance))
         return super()._from_window(n, x)
+
+
+@functools.cache
+def calls_of_euler(steps: int) -> tuple[ModelCall, ...]:
+    return trace(
+        euler,
+        lambda predict: StandIn(Mixture(), lambda x, sigma, **_: predict(x, sigma)[0]),
+        karras(steps),
+        1,
+    ).calls
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -70,9 +81,7 @@ def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the
     along, off, across = torch.eye(3, dtype=torch.float64)
     wrong = math.cos(angle) * along + math.sin(angle) * across
     sigmas = karras(4)
-    calls = trace(
-        euler, lambda predict: StandIn(Mixture(), lambda x, sigma, **_: predict(x, sigma)[0]), sigmas, 1
-    ).calls
+    calls = calls_of_euler(4)
     span = Span()
     gram = span.gram([span.vector(vector) for vector in (along, 0.4 * along + missed * off, wrong)])
     found = RoundStatistics(
@@ -95,10 +104,36 @@ def test_drafts_are_as_rough_along_a_pair_as_its_secant_missed_and_across_as_the
     assert found.distance(1) == pytest.approx(step / math.sqrt(3) / SPACE.scale(calls[1].sigma))
 
 
+def around_a_pair(space: Space, share: float, missed: float) -> RoundStatistics:
+    """A round whose only pair is of the third of six calls: its secant is ``share`` of the slope that holds
+    F, and leaves so much of the difference of D as is ``missed`` times that of x.
+    """
+    calls = calls_of_euler(6)
+    span, (along, off) = Span(), torch.eye(2, dtype=torch.float64)
+    change = share * space.gaussian_slope(calls[2].sigma) * along + missed * off
+    pair = Pair(Combination({0: 1.0}), (Combination({1: 1.0}),))
+    gram = span.gram([span.vector(along), span.vector(change)])
+    return RoundStatistics(space, "F", calls, lambda: 1, gram=gram, pairs={2: pair})
+
+
+@given(st.floats(0.0, 3.0))
+def test_a_secant_is_trusted_half_as_far_at_later_calls_and_never_wholly(missed: float) -> None:
+    """Twice what it missed by, in units of the data; a quarter of the distance where that is less."""
+    space = Space(sigma_data=0.5)
+    found = around_a_pair(space, 0.5, missed)
+    unit = space.scale(found.calls[2].sigma) / 0.5
+    assert found.lipschitz(4) == pytest.approx(max(2 * missed * unit, 0.25))
+
+
+@pytest.mark.parametrize("share", [-4.0, -0.5, 0.25, 1.0, 4.0])
+def test_a_later_call_follows_its_state_no_further_than_gaussian_data_would(share: float) -> None:
+    found = around_a_pair(SPACE, share, 0.0)
+    slope = SPACE.gaussian_slope(found.calls[4].sigma)
+    assert found.dD_dx(4) == pytest.approx(min(max(share, -1), 1) * slope)
+
+
 def test_calls_without_a_pair_take_the_share_of_the_last_that_has_one() -> None:
-    calls = trace(
-        euler, lambda predict: StandIn(Mixture(), lambda x, sigma, **_: predict(x, sigma)[0]), karras(6), 1
-    ).calls
+    calls = calls_of_euler(6)
     span = Span()
     x = torch.ones(4, dtype=torch.float64)
     gram = span.gram([span.vector(x), span.vector(0.25 * SPACE.gaussian_slope(calls[2].sigma) * x)])

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image
 
 from dizzydiff.drafting.report import EvaluatedState, Report
-from dizzydiff.drafting.timeline import ANCHOR, UNUSED, colour, draw
+from dizzydiff.drafting.timeline import ANCHOR, INK, UNUSED, colour, draw
 
 REPORT = Report(
     [
@@ -33,11 +34,8 @@ def test_every_state_has_its_cell() -> None:
 
 def box(image: Image.Image, shade: tuple[int, int, int]) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of all that has a colour."""
-    pixels = image.load()
-    assert pixels is not None
-    at = [(x, y) for x in range(image.width) for y in range(image.height) if pixels[x, y] == shade]
-    assert at, shade
-    return min(x for x, _ in at), min(y for _, y in at), max(x for x, _ in at), max(y for _, y in at)
+    rows, columns = np.nonzero((np.asarray(image) == shade).all(-1))
+    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
 
 
 def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom() -> None:
@@ -58,6 +56,23 @@ def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom()
     row = lower[1] - upper[1]
     anchor = image.getpixel((upper[0] + 8, upper[1] + 4 - row))
     assert anchor == ANCHOR, "where the sampler stood is on top"
+
+
+def test_every_round_of_a_long_run_is_in_the_picture() -> None:
+    rounds = [[EvaluatedState(n), EvaluatedState(n + 1, 5e-2, True)] for n in range(100)]
+    rounds[-1][1] = EvaluatedState(100, 2e-4, True)
+    image = draw(Report(rounds), ["cuda:0", "cuda:1"])
+    left, top, right, bottom = box(image, colour(2e-4))
+    assert right - left >= 40 and bottom - top >= 40 and right < image.width
+
+
+def test_what_was_dropped_is_crossed_out() -> None:
+    near, far = EvaluatedState(2, 2e-4, True), EvaluatedState(3, 5e-2, False)
+    image = draw(Report([[EvaluatedState(0)], [EvaluatedState(1), near, far]]), [])
+    for off, crossed in ((2e-4, False), (5e-2, True)):
+        left, top, right, bottom = box(image, colour(off))
+        x, y = (3 * left + right) // 4, (3 * top + bottom) // 4  # a quarter of the way along its diagonal
+        assert bool((np.asarray(image)[y - 3 : y + 4, x - 3 : x + 4] == INK).all(-1).any()) == crossed
 
 
 def test_the_report_counts() -> None:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dizzydiff.common.sampler_trace import MAX_CALLS, Untraceable, trace
+from dizzydiff.common.dry_run import MAX_CALLS, Untraceable
+from dizzydiff.common.sampler_trace import trace
 
 from .samplers import SAMPLERS, Mixture, StandIn, adaptive, karras
 
@@ -132,6 +133,9 @@ def test_samplers_that_cannot_be_traced_are_found_out() -> None:
         while True:
             model(x, sigmas[:1].expand(x.shape[0]))
 
+    def to_zero(model, x, sigmas, callback, noise):
+        return model(SAMPLERS["euler"](model, x, sigmas, callback, noise), sigmas[-1:].expand(x.shape[0]))
+
     reasons = {
         endless: f"more than {MAX_CALLS} model calls",
         adaptive: "depends on what the model predicted",
@@ -139,10 +143,84 @@ def test_samplers_that_cannot_be_traced_are_found_out() -> None:
         clipping: "not linear",
         own_noise: "not linear",
         remembering: "long before",
+        to_zero: "not above zero",
     }
     for sampler, reason in reasons.items():
         with pytest.raises(Untraceable, match=reason):
             trace(sampler, toy, karras(24), 2)
+
+
+def echoing(lag: int):
+    """Euler's steps, and a tenth of the prediction ``lag`` calls back."""
+
+    def sampler(model, x, sigmas, callback, noise):
+        seen = []
+        for i in range(len(sigmas) - 1):
+            seen.append(model(x, sigmas[i].expand(x.shape[0])))
+            callback({"i": i, "x": x, "denoised": seen[-1]})
+            x = x + (x - seen[-1]) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+            x = x + (0.1 * seen[i + 1 - lag] if i + 1 >= lag else 0)
+        return x
+
+    return sampler
+
+
+def test_a_sampler_may_remember_the_last_16_predictions() -> None:
+    found = trace(echoing(16), toy, karras(24), 2)
+    assert found.calls[20].denoised_coeffs[0] == (4, 0, pytest.approx(0.1))
+    assert found.oldest(20)[0] == 5, "the next call reads it"
+    with pytest.raises(Untraceable, match="long before"):
+        trace(echoing(17), toy, karras(24), 2)
+
+
+def test_a_sampler_that_reads_uncond_is_traced_in_both_parts() -> None:
+    """CFG++: x' = D + (sigma' / sigma)(x - uncond). A prediction of one part is both."""
+
+    def euler_cfg_pp(model, x, sigmas, callback, noise):
+        for i in range(len(sigmas) - 1):
+            D = model(x, sigmas[i].expand(x.shape[0]))
+            callback({"i": i, "x": x, "denoised": D})
+            x = D + sigmas[i + 1] / sigmas[i] * (x - model.uncond)
+        return x
+
+    def with_uncond(predict) -> StandIn:
+        def answer(x, sigma):
+            D, stand_in.uncond = predict(x, sigma)
+            return D
+
+        stand_in = StandIn(Mixture(), answer)
+        return stand_in
+
+    sigmas = karras(6)
+    call, ratio = trace(euler_cfg_pp, with_uncond, sigmas, 2).calls[3], float(sigmas[3] / sigmas[2])
+    assert call.x_coeff == pytest.approx(ratio)
+    assert call.denoised_coeffs == ((2, 0, pytest.approx(1)), (2, 1, pytest.approx(-ratio)))
+    both, one = ({2: parts} for parts in (("denoised", "uncond"), ("denoised",)))
+    assert [vector for _, vector in call.terms(3, {2: "x"}, both)] == ["x", "denoised", "uncond"]
+    assert [vector for _, vector in call.terms(3, {2: "x"}, one)] == ["x", "denoised", "denoised"]
+
+
+def test_a_run_from_a_picture_to_noise_is_known_to_rise() -> None:
+    sigmas = karras(6)
+    assert not trace(SAMPLERS["euler"], toy, sigmas, 2).rising
+    assert trace(SAMPLERS["euler"], toy, sigmas[:-1].flip(0), 2).rising
+
+
+def test_rounding_is_told_from_what_is_not_linear() -> None:
+    """In single precision, and a bend of a hundredth."""
+
+    def bent(bend: float):
+        def sampler(model, x, sigmas, callback, noise):
+            return SAMPLERS["euler"](
+                lambda x, sigma: model(x, sigma) + bend * x.abs(), x, sigmas, callback, noise
+            )
+
+        return sampler
+
+    sigmas = karras(20).float()
+    assert len(trace(bent(0.0), toy, sigmas, 2).calls) == 20
+    with pytest.raises(Untraceable, match="not linear"):
+        trace(bent(0.01), toy, sigmas, 2)
 
 
 def test_a_sampler_with_sigmas_of_its_own_is_traced() -> None:

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dizzydiff.common.steps import euler_step, per_row
 from dizzydiff.students.distill import objective, plot
+from dizzydiff.students.distill.distribution import TrainingDistribution
 from dizzydiff.students.distill.errors import BadPlan, Diverged, OtherTraining
-from dizzydiff.students.distill.states import FewerSteps, Guidance, World
-from dizzydiff.students.distill.training import Plan, Planned, Training, stages_of
+from dizzydiff.students.distill.plan import Plan, PlannedStage, stages_of
+from dizzydiff.students.distill.stages import FrozenStudent, GuidanceStage, ProgressiveStage
+from dizzydiff.students.distill.training import Training
 from dizzydiff.students.errors import BadSigmas
 from dizzydiff.students.sampler import sample_student
 
@@ -33,29 +36,20 @@ class Gaussians:
     def __init__(self, prompts: int = 2) -> None:
         self.means = torch.randn(prompts, *SIZE, generator=torch.Generator().manual_seed(1))
         self.parameters: Mapping[str, nn.Parameter] = {"shift": nn.Parameter(torch.zeros(prompts, *SIZE))}
-        self.before: Mapping[str, Tensor] = {}
 
     def _denoised(self, x: Tensor, sigma: Tensor, mean: Tensor) -> Tensor:
-        sigma = objective.per_row(sigma, x)
+        sigma = per_row(sigma, x)
         return (x + sigma**2 * mean) / (1 + sigma**2)
 
     def teacher(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         return self._denoised(x, sigma, self.means[prompt]), self._denoised(x, sigma, self.means.mean(0))
 
-    def _student(self, x: Tensor, sigma: Tensor, prompt: Tensor, g: Tensor, shift: Tensor) -> Tensor:
-        return self._denoised(x, sigma, self.means[prompt] + objective.per_row(g - 1, x) * shift[prompt])
-
     def student(self, x: Tensor, sigma: Tensor, prompt: Tensor, g: Tensor) -> Tensor:
-        return self._student(x, sigma, prompt, g, self.parameters["shift"])
-
-    def previous(self, x: Tensor, sigma: Tensor, prompt: Tensor, g: Tensor) -> Tensor:
-        return self._student(x, sigma, prompt, g, self.before["shift"]).detach()
-
-    def remember(self, parameters: Mapping[str, Tensor]) -> None:
-        self.before = parameters
+        shift = per_row(g - 1, x) * self.parameters["shift"][prompt]
+        return self._denoised(x, sigma, self.means[prompt] + shift)
 
 
-WORLD = World(2, SIZE, (1.0, 4.0), lambda t: 0.05 + 10 * t**3, flow=False)
+DISTRIBUTION = TrainingDistribution(2, SIZE, (1.0, 4.0), lambda t: 0.05 + 10 * t**3, flow=False)
 
 
 def levels(n: int) -> Tensor:
@@ -63,7 +57,7 @@ def levels(n: int) -> Tensor:
 
 
 def training(plan: Plan) -> Training:
-    return Training(Gaussians(), stages_of(plan, WORLD, levels), plan)
+    return Training(Gaussians(), stages_of(plan, DISTRIBUTION, levels), plan)
 
 
 def test_stage_one_finds_the_guided_teacher() -> None:
@@ -85,13 +79,14 @@ def test_the_one_step_target_leads_where_many_steps_led(sigma: float, below: flo
         torch.randn(2, *SIZE, generator=generator).double(),
     )
     s, t = torch.full((2,), sigma + 0.05).double(), torch.full((2,), below).double()
-    torch.testing.assert_close(objective.euler_step(x, objective.one_step_for_many(x, s, end, t), s, t), end)
+    target = objective.one_step_target(x, s, end, t)
+    torch.testing.assert_close(euler_step(x, target, per_row(s, x), per_row(t, x)), end)
 
 
 def test_the_last_step_is_to_answer_with_the_picture_itself() -> None:
     x, end = torch.randn(2, *SIZE), torch.randn(2, *SIZE)
     torch.testing.assert_close(
-        objective.one_step_for_many(x, torch.tensor([3.0, 9.0]), end, torch.zeros(2)), end
+        objective.one_step_target(x, torch.tensor([3.0, 9.0]), end, torch.zeros(2)), end
     )
 
 
@@ -119,27 +114,40 @@ def test_the_loss_is_the_error_of_the_velocity(flow: bool) -> None:
     torch.testing.assert_close(objective.loss(a, b, sigma, torch.zeros(3), flow), expected)
 
 
-def test_states_of_the_stage_lie_on_the_previous_students_trajectory() -> None:
-    """At the borders of N = 2, the targets lead from one state to the next."""
+def test_states_of_the_stage_lie_on_the_frozen_students_trajectory() -> None:
+    """Where the steps of N = 2 begin, the targets lead from one state to the next."""
     gaussians = Gaussians()
-    gaussians.remember({"shift": torch.zeros(2, *SIZE)})
-    solved = FewerSteps(WORLD, levels(8), 2).round(gaussians, 3, torch.Generator().manual_seed(0)).states
-    assert solved.sigma.tolist() == [10.0] * 3 + [5.0] * 3
-    step = objective.euler_step(solved.x[:3], solved.target[:3], solved.sigma[:3], solved.sigma[3:])
-    torch.testing.assert_close(step, solved.x[3:])
+    frozen = FrozenStudent(gaussians, {"shift": torch.zeros(2, *SIZE)})
+    stage = ProgressiveStage(DISTRIBUTION, levels(8), 2)
+    states = stage.pool(gaussians, frozen, 3, torch.Generator().manual_seed(0)).states
+    assert states.sigma.tolist() == [10.0] * 3 + [5.0] * 3
+    sigma, sigma_next = (per_row(each, states.x[:3]) for each in (states.sigma[:3], states.sigma[3:]))
+    torch.testing.assert_close(euler_step(states.x[:3], states.target[:3], sigma, sigma_next), states.x[3:])
+
+
+def test_a_frozen_student_answers_as_it_was_and_leaves_the_one_in_training_as_it_is() -> None:
+    gaussians = Gaussians()
+    x, one = torch.randn(2, *SIZE), torch.ones(2)
+    call = (x, one, torch.arange(2), 3 * one)
+    before = gaussians.student(*call).detach()
+    frozen = FrozenStudent(gaussians, {"shift": gaussians.parameters["shift"].detach().clone()})
+    gaussians.parameters["shift"].data += 1.0
+    assert torch.equal(frozen(*call), before) and not frozen(*call).requires_grad
+    assert not torch.equal(gaussians.student(*call), before)
 
 
 def test_states_begin_with_pure_noise_and_cover_all_levels() -> None:
-    fallen = Guidance(WORLD).levels(torch.Generator().manual_seed(0))
-    assert fallen[0] == WORLD.level(1.0) and len(fallen) == 16
-    assert (fallen[1:] < fallen[:-1]).all() and fallen[-1] < WORLD.level(1 / 16)
+    fallen = GuidanceStage(DISTRIBUTION).levels(torch.Generator().manual_seed(0))
+    assert fallen[0] == DISTRIBUTION.level(1.0) and len(fallen) == 16
+    assert (fallen[1:] < fallen[:-1]).all() and fallen[-1] < DISTRIBUTION.level(1 / 16)
 
 
 def test_noised_pictures_are_those_of_the_forward_process() -> None:
     pictures = torch.full((4, *SIZE), 5.0)
     for flow, expected in ((False, 5.0), (True, 2.5)):
-        world = World(2, SIZE, (1.0, 4.0), WORLD.level, flow, pictures)
-        x, prompt = world.noised(4000, torch.Generator().manual_seed(0), torch.full((4000,), 0.5))
+        distribution = TrainingDistribution(2, SIZE, (1.0, 4.0), DISTRIBUTION.level, flow, pictures)
+        sigma = torch.full((4000,), 0.5)
+        x, prompt = distribution.draw_noised_latents(4000, torch.Generator().manual_seed(0), sigma)
         assert abs(x.mean().item() - expected) < 0.02 and abs(x.std().item() - 0.5) < 0.02
         assert set(prompt.tolist()) == {0, 1}
 
@@ -203,7 +211,7 @@ def test_a_plan_that_cannot_be_is_refused(settings: dict, said: str) -> None:
 
 def test_steps_are_halved_down_to_the_last() -> None:
     plan = Plan(steps=1, first_steps=8)
-    stages = stages_of(plan, WORLD, levels)
+    stages = stages_of(plan, DISTRIBUTION, levels)
     assert [(planned.stage.name, planned.updates) for planned in stages] == [
         ("guidance", 2000),
         ("8 steps", 600),
@@ -216,7 +224,7 @@ def test_steps_are_halved_down_to_the_last() -> None:
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    planned = Planned(Guidance(WORLD), 1000)
+    planned = PlannedStage(GuidanceStage(DISTRIBUTION), 1000)
     assert (
         planned.rate_at(0, 1.0) < 0.05
         and planned.rate_at(300, 1.0) == 1.0
@@ -244,7 +252,7 @@ def test_the_encoder_run_leads_to_noise_that_leads_back() -> None:
     """
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
-        sigma = objective.per_row(sigma, x)
+        sigma = per_row(sigma, x)
         return (x + sigma**2 * 2.0) / (1 + sigma**2)
 
     pictures = 2.0 + torch.randn(64, *SIZE, generator=torch.Generator().manual_seed(0))

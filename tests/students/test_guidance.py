@@ -76,6 +76,16 @@ def test_slow_entries_are_those_that_turn_at_most_once_over_the_trained_range(
             assert bool(slow[j]) == bool(slow[half + j]) == (turns < 1)
 
 
+def test_slow_entries_of_two_signals_stand_side_by_side_as_their_embeddings_do() -> None:
+    one, two = (slow_entries(GuidanceInput(width, 0.0, (1.0, 8.0))) for width in (512, 1024))
+    assert one.any() and not one.all()
+    assert torch.equal(two, torch.cat([one, one]))
+
+
+def test_every_entry_is_slow_where_the_trained_range_is_not_known() -> None:
+    assert slow_entries(GuidanceInput(256, 1.0, None)).all()
+
+
 def test_two_signals_stand_side_by_side() -> None:
     two = GuidanceInput(1024, 0.0, None)
     e = guidance_embedding(torch.tensor([[2000, 700]]), two)
@@ -104,6 +114,17 @@ def test_conventions_of_the_families() -> None:
     assert tiny == GuidanceInput(256, 1.0, (1.0, 8.0))
 
 
+@pytest.mark.parametrize(("declared", "offset"), [("g - 1", 1.0), ("g", 0.0)])
+@pytest.mark.parametrize("width", [256, 512, 1024])
+def test_what_a_file_says_of_its_weights_and_range_wins_over_its_width(
+    width: int, declared: str, offset: float
+) -> None:
+    """A student that declares its weights is none of the family, whose range would not be its own."""
+    said = {"guidance_weight": declared}
+    assert guidance_input(width, said, "s") == GuidanceInput(width, offset, None)
+    assert guidance_input(width, {**said, "guidance_scale_range": [4, 4]}, "s").scale_range == (4.0, 4.0)
+
+
 @pytest.mark.parametrize(
     ("scale_range", "default"), [(None, 4.0), ((1.0, 8.0), 4.0), ((5.0, 9.0), 5.0), ((1.0, 2.0), 2.0)]
 )
@@ -122,6 +143,11 @@ def test_a_warning_names_the_range_exactly_when_g_is_outside(low: float, high: f
         )
     assert bool(messages) == (not low <= g <= high)
     assert all("student.safetensors" in m and f"{low:g} to {high:g}" in m for m in messages)
+
+
+def test_a_warning_names_every_g_that_is_outside_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    GuidanceInput(256, 1.0, (3.0, 13.0)).warn_outside(torch.tensor([1.5, 3.0, 7.0, 13.0, 20.25]), "s")
+    assert "guidance 1.5, 20.25 is outside" in caplog.text
 
 
 @pytest.mark.parametrize("width", [0, 128, 257, 2048])
@@ -151,7 +177,7 @@ def test_scales_survive_writing_and_reading(scales: list[float], separator: str)
 
 
 @pytest.mark.parametrize(
-    "text", ["", " , ", "1, two", "1,,x", "nan", "inf", "-1", "1e9", "1..2", "__import__('os')"]
+    "text", ["", " , ", "1, two", "1,,x", "nan", "inf", "-1", "-0.1", "100.5", "1..2", "__import__('os')"]
 )
 def test_unreadable_scales_are_shown_back(text: str) -> None:
     with pytest.raises(BadScales) as error:
@@ -163,4 +189,6 @@ def test_conditioning_may_hold_a_number_a_list_or_a_tensor() -> None:
     assert scales_tensor(2.5, 4.0).tolist() == [2.5]
     assert scales_tensor([1, 2], 4.0).tolist() == [1.0, 2.0]
     assert scales_tensor(torch.tensor([1.0, 2.0]), 4.0).tolist() == [1.0, 2.0]
+    assert scales_tensor([[1.0], [2.0]], 4.0).tolist() == [1.0, 2.0]
     assert scales_tensor(None, 4.0).tolist() == [4.0]
+    assert scales_tensor(0.1, 4.0).tolist() == [0.1], "in float64, as it was given"

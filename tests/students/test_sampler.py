@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dizzydiff.students.sampler import ddim_step, flow_signal, renoise, sample_student, unit_signal
+from dizzydiff.common.alpha import alpha_flow, alpha_ve
+from dizzydiff.common.steps import euler_step
+from dizzydiff.students.sampler import renoise, sample_student
 
 VARIANCE = 0.49
 
@@ -86,10 +88,10 @@ def test_each_call_of_the_stochastic_sampler_steps_twice_the_length() -> None:
 def test_renoising_adds_exactly_the_missing_variance(sigma_k: float, up: float) -> None:
     k, s = torch.tensor(sigma_k, dtype=torch.float64), torch.tensor(sigma_k + up, dtype=torch.float64)
     signal_part = renoise(
-        torch.ones(1, dtype=torch.float64), k, s, torch.zeros(1, dtype=torch.float64), unit_signal
+        torch.ones(1, dtype=torch.float64), k, s, torch.zeros(1, dtype=torch.float64), alpha_ve
     )
     noise_part = renoise(
-        torch.zeros(1, dtype=torch.float64), k, s, torch.ones(1, dtype=torch.float64), unit_signal
+        torch.zeros(1, dtype=torch.float64), k, s, torch.ones(1, dtype=torch.float64), alpha_ve
     )
     assert float(signal_part) == 1.0
     assert float(noise_part**2 + k**2) == pytest.approx(float(s**2), abs=1e-9)
@@ -99,14 +101,14 @@ def test_renoising_adds_exactly_the_missing_variance(sigma_k: float, up: float) 
 def test_renoising_a_flow_keeps_signal_and_noise_levels(sigma_k: float, part: float) -> None:
     k = torch.tensor(sigma_k, dtype=torch.float64)
     s = k + part * (0.95 - k)
-    clean = renoise(1.0 - k, k, s, torch.zeros(()), flow_signal)
+    clean = renoise(1.0 - k, k, s, torch.zeros(()), alpha_flow)
     gain = (1.0 - s) / (1.0 - k)
-    fresh = renoise(torch.zeros(()), k, s, torch.ones((), dtype=torch.float64), flow_signal)
+    fresh = renoise(torch.zeros(()), k, s, torch.ones((), dtype=torch.float64), alpha_flow)
     assert float(clean) == pytest.approx(float(1.0 - s))
     assert float(fresh**2 + (gain * k) ** 2) == pytest.approx(float(s**2), abs=1e-9)
 
 
 def test_a_step_to_its_own_sigma_changes_nothing_and_to_zero_gives_the_answer() -> None:
     x, denoised, sigma = torch.randn(4), torch.randn(4), torch.tensor(3.0)
-    torch.testing.assert_close(ddim_step(x, denoised, sigma, sigma), x)
-    torch.testing.assert_close(ddim_step(x, denoised, sigma, torch.tensor(0.0)), denoised)
+    torch.testing.assert_close(euler_step(x, denoised, sigma, sigma), x)
+    torch.testing.assert_close(euler_step(x, denoised, sigma, torch.tensor(0.0)), denoised)

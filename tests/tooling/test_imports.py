@@ -34,11 +34,17 @@ MEET_COMFYUI = {
     "drafting.devices",
     "drafting.own_noise",
     "drafting.sampler",
+    "stability.measured",
     "stability.subject",
-    "students.distill.native",
-    "students.distill.routing",
+    "students.distill.failures",
+    "students.distill.memory",
+    "students.distill.teacher",
+    "students.distill.trainable",
     "students.loader",
+    "students.networks",
     "students.pipeline",
+    "students.sampler",
+    "students.student_model",
 }
 """The modules of the features that work on ComfyUI's own objects. All others are torch only."""
 HEAVY = {"triton", "diffusers", "transformers", "matplotlib", "ray", "aiohttp"}

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The inputs of Distill Guidance."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import inputs
+
+
+def all_inputs() -> list[io.Input]:
+    return [*teacher(), *guidance(), *optimiser(), *special()]
+
+
+def teacher() -> list[io.Input]:
+    """What is taught by what, on which pictures."""
+    return [
+        io.Model.Input("model", tooltip="The teacher: a model that is sampled with CFG."),
+        io.Clip.Input("clip", tooltip="The teacher's text encoder."),
+        io.String.Input(
+            "prompts",
+            multiline=True,
+            default="",
+            tooltip="One a line, of the kind the student will be asked for. A few hundred different ones are "
+            "better than a few.",
+        ),
+        io.Latent.Input(
+            "latent",
+            tooltip="Its size is the one that is trained. With learn_from = pictures: the encoded pictures, "
+            "the first for the first prompt and so on.",
+        ),
+        io.String.Input(
+            "name",
+            default="my_student",
+            tooltip="The student becomes models/diffusion_models/NAME.safetensors. If that file is of the "
+            "same training, it goes on from there.",
+        ),
+    ]
+
+
+def guidance() -> list[io.Input]:
+    """The range of the scale, and how many steps are left."""
+    return [
+        io.Int.Input(
+            "updates",
+            default=2000,
+            min=1,
+            max=1000000,
+            tooltip="Of stage one, which teaches the guidance.",
+        ),
+        io.Float.Input(
+            "g_min",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.001,
+            tooltip="Lowest guidance scale that the student learns.",
+        ),
+        io.Float.Input(
+            "g_max",
+            default=8.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.001,
+            tooltip="Highest guidance scale that the student learns.",
+        ),
+        io.Combo.Input(
+            "student_steps",
+            options=["any", "16", "8", "4", "2", "1"],
+            default="any",
+            tooltip="any: as many steps as the teacher, with any sampler. A number: stage two halves the "
+            "steps from 8 (or 16) down to it; sample with as many steps, euler and simple.",
+        ),
+        inputs.seed("Of the states, the scales and the adapter."),
+    ]
+
+
+def optimiser() -> list[io.Input]:
+    """What most users leave as it is."""
+    return [
+        io.Int.Input(
+            "batch",
+            default=4,
+            min=1,
+            max=1024,
+            advanced=True,
+            tooltip="States an update. Memory grows with it.",
+        ),
+        io.Int.Input(
+            "rank", default=16, min=1, max=512, advanced=True, tooltip="Of the LoRA on every layer."
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=0.001,
+            min=0.000001,
+            max=0.1,
+            step=0.0001,
+            round=False,
+            advanced=True,
+            tooltip="Lower it if the loss climbs.",
+        ),
+        io.Int.Input(
+            "step_updates",
+            default=600,
+            min=1,
+            max=1000000,
+            advanced=True,
+            tooltip="Of each halving of the steps in stage two.",
+        ),
+    ]
+
+
+def special() -> list[io.Input]:
+    """What few users need."""
+    return [
+        io.String.Input(
+            "negative",
+            default="",
+            multiline=False,
+            advanced=True,
+            tooltip="The negative prompt of the teacher's guidance, which the student keeps.",
+        ),
+        io.Combo.Input(
+            "learn_from",
+            options=["model", "pictures"],
+            default="model",
+            advanced=True,
+            tooltip="model: the states come from the teacher's own trajectories, no picture is needed.",
+        ),
+        io.Boolean.Input(
+            "gradient_checkpointing",
+            default=True,
+            advanced=True,
+            tooltip="Less memory, about a third more time.",
+        ),
+        io.Int.Input(
+            "students",
+            default=1,
+            min=1,
+            max=64,
+            advanced=True,
+            tooltip="More than 1: the prompts are split by likeness, and each part gets a student of its "
+            "own, trained one after the other. A batch may mix them.",
+        ),
+        io.Sigmas.Input(
+            "sigmas",
+            optional=True,
+            tooltip="Noise levels of the first student of stage two, such as from Stability Grid. Default: "
+            "simple.",
+        ),
+    ]

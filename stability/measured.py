@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A model measured once, and the SIGMAS made for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from .errors import CannotMeasure
+from .grids import blend, for_denoise, make_grid
+from .identity import Unreadable, conditioning_digest, identity
+from .linearized import LinearizedModel, linearize
+from .profile import Effort, Profile, Progress
+from .solvers import DPMPP_2M, EULER, HEUN, Solver
+from .store import Store
+from .subject import Subject, lacks_memory, measure_model
+
+log = logging.getLogger("dizzydiff")
+
+FALLBACK = "simple"
+"""Core's scheduler where nothing could be measured."""
+TWO_CALLS = frozenset(
+    {
+        "heun",
+        "heunpp2",
+        "exp_heun_2_x0",
+        "exp_heun_2_x0_sde",
+        "dpm_2",
+        "dpm_2_ancestral",
+        "dpmpp_2s_ancestral",
+        "dpmpp_2s_ancestral_cfg_pp",
+        "dpmpp_sde",
+        "dpmpp_sde_gpu",
+        "seeds_2",
+        "seeds_3",
+    }
+)
+ONE_CALL_OF_ORDER_ONE = frozenset(
+    {"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"}
+)
+
+
+def solver_of(sampler_name: str) -> Solver:
+    """The solver that is most like a sampler of core: two calls a step, order one, or (the rest) several
+    steps remembered.
+    """
+    if sampler_name in TWO_CALLS:
+        return HEUN
+    return EULER if sampler_name in ONE_CALL_OF_ORDER_ONE else DPMPP_2M
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``."""
+
+    sampling: Any
+    linearized: LinearizedModel | None
+    reason: str = ""
+
+    def sigmas(self, steps: int, denoise: float, solver: Solver, share: float = 0.0) -> Tensor:
+        """SIGMAS [steps + 1] in fp32 for a solver; ``share`` in [0, 1] of core's simple grid
+        is mixed in.
+        """
+        return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
+
+    def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
+        simple = fallback_grid(self.sampling, steps)
+        if self.linearized is None:
+            log.warning(
+                "DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK
+            )
+            return simple
+        others = scheduled_grids(self.sampling, steps).values()
+        return blend(make_grid(self.linearized, steps, solver, list(others)), simple, share)
+
+
+def fallback_grid(sampling: Any, steps: int) -> Tensor:
+    """Core's simple sigmas [steps + 1] in float64."""
+    return comfy.samplers.simple_scheduler(sampling, steps).cpu().double()
+
+
+def scheduled_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
+    """What ComfyUI's schedulers give for so many steps, those of other packs included. Those that raise are
+    left out, with a word in the log.
+    """
+    grids, failed = {}, []
+    names = [name for name in comfy.samplers.SCHEDULER_NAMES if steps > 1 or name == FALLBACK]
+    for name in names:  # kl_optimal and linear_quadratic need more than one step
+        try:
+            grids[name] = torch.as_tensor(comfy.samplers.calculate_sigmas(sampling, name, steps))
+        except Exception as error:  # anybody's code
+            failed.append(f"{name} ({type(error).__name__}: {error})")
+    if failed:
+        log.warning("DizzyDiff: schedulers that fail on this model are left out: %s.", ", ".join(failed))
+    return grids
+
+
+def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
+    """From the store, or measured now and stored; nothing linearised where the model cannot be measured.
+
+    Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled
+    either: ComfyUI says so, and frees what it can.
+    """
+    try:
+        profile = _stored_profile(subject, effort, store, progress)
+        return Measured(subject.sampling, linearize(profile))
+    except (CannotMeasure, RuntimeError, MemoryError) as error:
+        if lacks_memory(error):
+            raise
+        return Measured(subject.sampling, None, str(error))
+
+
+def _stored_profile(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Profile:
+    try:
+        key = key_of(subject, effort)
+    except Unreadable as why:
+        log.warning("%s: this model cannot be told apart from others, and is measured each time.", why)
+        return measure_model(subject, effort, progress)
+    profile = store.load(key)
+    if profile is None:
+        profile = measure_model(subject, effort, progress)
+        store.save(key, profile)
+    return profile
+
+
+def key_of(subject: Subject, effort: Effort) -> str:
+    """The model's identity, CFG, how the conditionings change it, resolution class, seed and effort; not the
+    prompts. A profile serves every solver, so none is named. Raises Unreadable.
+
+    Resolution class: size and frames of the latent to the nearest factor of sqrt(2).
+    """
+    shape = subject.latent["samples"].shape
+    resolution = [
+        shape[1],
+        *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]),
+        round(2 * math.log2(shape[-2] * shape[-1])),
+    ]
+    conditioning = [conditioning_digest(each) for each in (subject.positive, subject.negative)]
+    model = identity(subject.model)
+    return repr(("profile", model, conditioning, round(subject.cfg, 4), resolution, effort, subject.seed))
