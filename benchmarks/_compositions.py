@@ -137,6 +137,7 @@ def compositions() -> tuple[Composition, ...]:
         Composition("caches while little changes", put_on(patches.accumulates_change)),
         Composition("guides with momentum", put_on(patches.momentum)),
         Composition("counts its calls", put_on(patches.counts_calls)),
+        Composition("draws from torch's generator", put_on(patches.draws_noise)),
         Composition("sets the guider's CFG", put_on(patches.sets_guider)),
         Composition("three prompts on two latents", guider=prompts_of_three_rows),
         Composition("three prompts on four latents", guider=prompts_of_three_rows, rows=4),

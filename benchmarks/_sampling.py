@@ -53,13 +53,14 @@ def draw(guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], seed
 
 
 def relative_rms(result: list[Tensor], reference: list[Tensor]) -> float:
-    """RMS(result - reference) / RMS(reference) of the worst part; infinite where it is no number or of
-    another shape.
+    """RMS(result - reference) / RMS(reference) of the worst part. What is no number in both counts as equal;
+    infinite where only one of them has such, or another shape.
     """
-    off = [
-        float((a - b).float().square().mean().sqrt() / b.float().square().mean().sqrt().clamp_min(1e-12))
-        if a.shape == b.shape
-        else float("inf")
-        for a, b in zip(result, reference, strict=True)
-    ]
-    return max(value if value == value else float("inf") for value in off)
+    return max(_relative_rms(a, b) for a, b in zip(result, reference, strict=True))
+
+
+def _relative_rms(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    a, b = (each.float().nan_to_num(0, 0, 0) for each in (a, b))
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp_min(1e-12))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Patch = Callable[[Any], Any]
@@ -143,6 +144,18 @@ def counts_calls(model: Any) -> Any:
     def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
         memory["calls"] += 1
         return apply_model(call["input"], call["timestep"], **call["c"]) * (1 + 0.05 * (memory["calls"] % 2))
+
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+def draws_noise(model: Any) -> Any:
+    """Noise on every prediction, from torch's own generator: another at each call."""
+    model = model.clone()
+
+    def wrapper(apply_model: Any, call: dict[str, Any]) -> Tensor:
+        output = apply_model(call["input"], call["timestep"], **call["c"])
+        return output + 0.1 * torch.randn(output.shape)
 
     model.set_model_unet_function_wrapper(wrapper)
     return model

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +65,7 @@ def patcher(network: Network, seed: int = 0, layer: str = "", gain: float = 1.0)
     usual = config.unet_extra_config.keys() & network.config.keys()
     config.unet_config.update({key: network.config[key] for key in usual})  # ours over its usual size's
     config.set_inference_dtype(torch.float32, None)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), uninitialised_is_nan():
         model = config.get_model(dict(network.weights()), "", device=CPU)
         randomise(model.diffusion_model, seed)
         model.eval()
@@ -108,17 +110,30 @@ def output_of(subject: Subject) -> tuple[str, float]:
     return called[-1], float(torch.cat([part.flatten() for part in given]).square().mean().sqrt())
 
 
+@contextmanager
+def uninitialised_is_nan() -> Iterator[None]:
+    """Makes ``torch.empty`` give NaN, not what lay in memory, which would differ between two builds."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int) -> None:
-    """Weights of which every one matters and that keep activations near their size, layer by layer."""
+    """Weights of which every one matters and that keep activations near their size, layer by layer; and
+    buffers that would come from a checkpoint.
+    """
     generator = torch.Generator().manual_seed(1000 + seed)
     for name, parameter in sorted(module.named_parameters()):
         if parameter.is_floating_point():
             owner = module.get_submodule(name.rpartition(".")[0])
             parameter.data = _weight(name, parameter, owner, generator).to(parameter.dtype)
-    for buffer in module.buffers():
+    for _, buffer in sorted(module.named_buffers()):
         if buffer.is_floating_point() and not buffer.isfinite().all():
-            buffer.data.zero_()
+            buffer.data = 0.3 * torch.randn(buffer.shape, generator=generator)
 
 
 def _weight(name: str, like: Tensor, owner: torch.nn.Module, generator: torch.Generator) -> Tensor:
