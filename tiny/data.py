@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.files import write_safetensors
 from . import codec, scene
 
 SHARE_OF_ONE_THING = 0.3
@@ -44,9 +44,7 @@ def _draw_shard(file: Path, seed: int, encode: Encode) -> None:
             captions.append(str(caption))
             pictures.append(picture_tensor(scene.draw(caption, rng)))
         latents.append(encode(torch.stack(pictures)).half())
-    part = file.with_suffix(".part")
-    save_file({"latents": torch.cat(latents)}, part, metadata={"captions": "\n".join(captions)})
-    part.replace(file)
+    write_safetensors(file, {"latents": torch.cat(latents)}, {"captions": "\n".join(captions)})
 
 
 def training_set(

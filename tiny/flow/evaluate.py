@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +46,6 @@ def guided_velocity(network: Any, x: Tensor, t: Tensor, text: Text, empty: Text,
     return torch.lerp(without, with_text, g)
 
 
-@torch.inference_mode()
 def euler(network: Any, noise: Tensor, text: Text, empty: Text, g: float, steps: int = STEPS) -> Tensor:
     """Latents of noise [B, 16, H, W]: x += (sigma' - sigma) v."""
     x = noise
@@ -62,6 +62,7 @@ def noise_of(seed: int, rows: Sequence[int]) -> Tensor:
     )
 
 
+@torch.inference_mode()
 def draw_captions(
     network: Any, text: Text, empty: Text, g: float, decode: Decoder, seed: int
 ) -> list[Image.Image]:
@@ -77,15 +78,30 @@ def draw_captions(
     return images
 
 
-def score(
-    network: Any,
-    captions: Sequence[scene.Caption],
-    encode: Callable[[Sequence[str]], tuple[Tensor, Tensor]],
-    g: float,
-    decode: Decoder,
-    seed: int,
-) -> float:
-    """Percent of pictures that show their caption."""
-    context, pooled = encode(["", *map(str, captions)])
-    text, empty = Text(context[1:], pooled[1:]), Text(context[:1], pooled[:1])
-    return evaluate.accuracy(captions, draw_captions(network, text, empty, g, decode, seed))
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Draws captions and reads them: ``encode`` gives contexts [n, 77, 64] and pooled outputs [n, 64]."""
+
+    network: Any
+    encode: Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+    decode: Decoder
+
+    def score(self, captions: Sequence[scene.Caption], g: float, seed: int) -> float:
+        """Percent of pictures that show their caption."""
+        context, pooled = self.encode(["", *map(str, captions)])
+        text, empty = Text(context[1:], pooled[1:]), Text(context[:1], pooled[:1])
+        images = draw_captions(self.network, text, empty, g, self.decode, seed)
+        return round(evaluate.accuracy(captions, images), 1)
+
+    def kinds(self, count: int, g: float, seed: int) -> dict[str, float]:
+        """:meth:`score` of one and two objects, with colours and shapes seen together in training or not."""
+        kinds = {
+            "one_object": ((1,), False),
+            "two_objects": ((2,), False),
+            "held_out_one": ((1,), True),
+            "held_out_two": ((2,), True),
+        }
+        return {
+            kind: self.score(evaluate.test_captions(seed, count, things, held_out), g, seed + 1)
+            for kind, (things, held_out) in kinds.items()
+        }

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from ...common.files import write_safetensors
 
 BATCH = 256
 
@@ -37,8 +39,6 @@ def encoded(file: Path, pipeline: Path, captions: Sequence[str]) -> tuple[Tensor
     """:func:`encode` in fp16, kept in ``file``."""
     if not file.exists():
         context, pooled = encode(pipeline, captions)
-        part = file.with_suffix(".part")
-        save_file({"context": context.half(), "pooled": pooled.half()}, part)
-        part.replace(file)
+        write_safetensors(file, {"context": context.half(), "pooled": pooled.half()}, {})
     state = load_file(file)
     return state["context"], state["pooled"]

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The embedded flow model in core's hands: detected as Flux, the same predictions, the same latents."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import comfy.model_base
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dizzydiff.students.loader import Source, load_unet
+from dizzydiff.tiny import data, scene, train
+from dizzydiff.tiny.flow import autoencoder, codec, export, network
+from dizzydiff.tiny.flow.evaluate import simple_sigmas
+from dizzydiff.tiny.flow.forward import Text, velocity
+from dizzydiff.tiny.flow.train import Pictures, flow_matching_loss
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed))
+
+
+@pytest.fixture
+def flux():
+    """A Flux of the recipe's size in which every weight matters."""
+    made = network.flux(generator())
+    with torch.no_grad():
+        for seed, parameter in enumerate(made.parameters()):
+            parameter.add_(0.05 * normal(*parameter.shape, seed=seed))
+    return made.requires_grad_(False)
+
+
+@pytest.fixture
+def file(flux, tmp_path: Path) -> Path:
+    export.write_model(tmp_path, flux)
+    return tmp_path / export.MODEL
+
+
+def predicted(patcher) -> torch.Tensor:
+    """v of a MODEL, as samplers ask for it."""
+    x, t = normal(2, *network.LATENT), torch.tensor([0.3, 0.9])
+    model = patcher.model
+    context, pooled = normal(2, 77, 64, seed=2), normal(2, 64, seed=3)
+    return model.apply_model(x, t, c_crossattn=context, y=pooled, guidance=torch.tensor([3.5, 3.5]))
+
+
+def test_core_takes_the_file_for_flux_with_its_guidance_input_and_shift(file: Path) -> None:
+    model = comfy.sd.load_diffusion_model(str(file)).model
+    assert type(model) is comfy.model_base.Flux
+    assert model.diffusion_model.params.guidance_embed
+    assert model.latent_format.latent_channels == 16
+    assert model.model_sampling.shift == pytest.approx(1.15)
+    torch.testing.assert_close(
+        model.model_sampling.sigma(torch.tensor([1.0, 0.5, 0.25])), torch.tensor(simple_sigmas(4))[[0, 2, 3]]
+    )
+
+
+def test_the_pack_and_core_load_the_same_predictions(file: Path) -> None:
+    by_core, by_pack = comfy.sd.load_diffusion_model(str(file)), load_unet(Source(file, "tiny/flow"))
+    with torch.inference_mode():
+        assert torch.equal(predicted(by_core), predicted(by_pack))
+
+
+@pytest.mark.parametrize("guidance", [None, 3.5])
+def test_the_training_pass_is_cores(flux, guidance: float | None) -> None:
+    x, t = normal(2, *network.LATENT), torch.tensor([0.3, 0.9])
+    text = Text(normal(2, 20, 64, seed=2), normal(2, 64, seed=3))
+    scale = None if guidance is None else torch.full((2,), guidance)
+    with torch.inference_mode():
+        ours = velocity(flux, x, t, text, scale)
+        core = flux(x.clone(), t, text.context, text.pooled, scale)
+    torch.testing.assert_close(ours, core, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_of_a_token_are_one_token_that_counts_more(flux) -> None:
+    x, t = normal(2, *network.LATENT), torch.tensor([0.3, 0.9])
+    context, pooled = normal(2, 8, 64, seed=2), normal(2, 64, seed=3)
+    copied = torch.cat([context, context[:, -1:].expand(-1, 62, -1)], dim=1)
+    log_copies = torch.tensor([1.0] * 7 + [63.0]).log()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            velocity(flux, x, t, Text(context, pooled, log_copies)),
+            velocity(flux, x, t, Text(copied, pooled)),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_core_encodes_to_the_closed_form_and_decodes_from_it(root: Path, tmp_path: Path) -> None:
+    weights = load_file(root / "tiny" / "vae" / "diffusion_pytorch_model.safetensors")
+    decoder = {key: value for key, value in weights.items() if key.startswith("decoder.")}
+    export.write_vae(tmp_path, autoencoder.initial(decoder))
+    state, metadata = comfy.utils.load_torch_file(str(tmp_path / export.VAE), return_metadata=True)
+    vae = comfy.sd.VAE(sd=state, metadata=metadata)
+    assert vae.latent_channels == codec.CHANNELS
+    picture = torch.rand(1, 16, 24, 3, generator=generator())
+    z = vae.encode(picture)
+    x = (z - autoencoder.LATENT_SHIFT) * autoencoder.LATENT_SCALE
+    torch.testing.assert_close(x, codec.encode(picture.movedim(3, 1)), rtol=0, atol=2e-2)
+    drawing = scene.draw(scene.parse("a large red circle above a blue square on white"), random.Random(0))
+    pixels = data.picture_tensor(drawing).movedim(0, 2)[None]
+    assert (vae.decode(vae.encode(pixels)).float() - pixels).abs().mean() < 0.02
+
+
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    pictures = Pictures(
+        normal(6, *network.LATENT).half(),
+        torch.tensor([1, 2, 3, 1, 2, 3]),
+        normal(4, 77, 64, seed=2).half(),
+        normal(4, 64, seed=3).half(),
+    )
+
+    def weights_after(folder: Path, *stops: int) -> dict[str, torch.Tensor]:
+        for updates in stops:
+            schedule = train.Schedule(updates=updates, decay=1, batch=2)
+            run = train.Run(network.flux(generator()), folder, schedule, network.OUTER)
+            run.train(
+                lambda seeded, run=run: flow_matching_loss(run.model, *pictures.batch(2, seeded), seeded),
+                seed=0,
+            )
+        return {**run.model.state_dict(), **{f"ema.{k}": v for k, v in run.average.state_dict().items()}}
+
+    interrupted, whole = weights_after(tmp_path / "a", 2, 4), weights_after(tmp_path / "b", 4)
+    for key, value in whole.items():
+        torch.testing.assert_close(interrupted[key], value, rtol=0, atol=1e-6, msg=key)
