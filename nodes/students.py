@@ -16,6 +16,7 @@ from ..students.distill import routing
 from ..students.errors import BadScales
 from ..students.guidance import parse_scales
 from ..students.pipeline import load_clip, load_vae
+from ..tiny.flow import pipeline as flow
 
 CATEGORY = "DizzyDiff/students"
 EMBEDDED = Path(__file__).parent.parent / "tiny"
@@ -99,6 +100,11 @@ class LoadStudent(io.ComfyNode):
         return io.NodeOutput(loader.load_student(loader.Source(path, student, weight_dtype)))
 
 
+def _pipeline_names() -> list[str]:
+    embedded_flow = [flow.NAME] if flow.is_there(EMBEDDED) else []
+    return [*library.pipeline_unets(_roots("diffusers"), EMBEDDED), *embedded_flow]
+
+
 class LoadPipeline(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -113,7 +119,7 @@ class LoadPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "pipeline",
-                    options=list(library.pipeline_unets(_roots("diffusers"), EMBEDDED)),
+                    options=_pipeline_names(),
                     default=library.EMBEDDED,
                     tooltip="A folder with model_index.json under models/diffusers.",
                 )
@@ -127,10 +133,14 @@ class LoadPipeline(io.ComfyNode):
 
     @classmethod
     def execute(cls, pipeline: str) -> io.NodeOutput:
+        embeddings = folder_paths.get_folder_paths("embeddings")
+        if pipeline == flow.NAME and flow.is_there(EMBEDDED):
+            loaded = flow.load(EMBEDDED, embeddings)
+            return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
         return io.NodeOutput(
             loader.load_unet(loader.Source(unet, pipeline)),
-            load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
+            load_clip(unet.parent, embeddings),
             load_vae(unet.parent),
         )
 

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import shutil
 from pathlib import Path
 
 import comfy.model_base
+import comfy.sample
 import comfy.sd
 import comfy.utils
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dizzydiff.nodes import students
 from dizzydiff.students.loader import Source, load_unet
 from dizzydiff.tiny import data, scene, train
-from dizzydiff.tiny.flow import autoencoder, codec, export, network
+from dizzydiff.tiny.flow import autoencoder, codec, export, network, pipeline
 from dizzydiff.tiny.flow.evaluate import simple_sigmas
 from dizzydiff.tiny.flow.forward import Text, velocity
 from dizzydiff.tiny.flow.train import Pictures, flow_matching_loss
@@ -42,7 +46,7 @@ def flux():
 @pytest.fixture
 def file(flux, tmp_path: Path) -> Path:
     export.write_model(tmp_path, flux)
-    return tmp_path / export.MODEL
+    return tmp_path / pipeline.MODEL
 
 
 def predicted(patcher) -> torch.Tensor:
@@ -99,7 +103,7 @@ def test_core_encodes_to_the_closed_form_and_decodes_from_it(root: Path, tmp_pat
     weights = load_file(root / "tiny" / "vae" / "diffusion_pytorch_model.safetensors")
     decoder = {key: value for key, value in weights.items() if key.startswith("decoder.")}
     export.write_vae(tmp_path, autoencoder.initial(decoder))
-    state, metadata = comfy.utils.load_torch_file(str(tmp_path / export.VAE), return_metadata=True)
+    state, metadata = comfy.utils.load_torch_file(str(tmp_path / pipeline.VAE), return_metadata=True)
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     assert vae.latent_channels == codec.CHANNELS
     picture = torch.rand(1, 16, 24, 3, generator=generator())
@@ -109,6 +113,41 @@ def test_core_encodes_to_the_closed_form_and_decodes_from_it(root: Path, tmp_pat
     drawing = scene.draw(scene.parse("a large red circle above a blue square on white"), random.Random(0))
     pixels = data.picture_tensor(drawing).movedim(0, 2)[None]
     assert (vae.decode(vae.encode(pixels)).float() - pixels).abs().mean() < 0.02
+
+
+@pytest.fixture
+def embedded(flux, root: Path, tmp_path: Path) -> Path:
+    """The embedded pipeline's folder with a flow model in it."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(root / "tiny" / "text_encoder", folder / "text_encoder")
+    export.write_model(folder / "flow", flux)
+    export.write_vae(folder / "flow", autoencoder.taesd().requires_grad_(False))
+    return folder
+
+
+def test_the_node_lists_and_loads_it_once_it_is_there(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "EMBEDDED", tmp_path / "elsewhere")
+    assert pipeline.NAME not in students.LoadPipeline.define_schema().inputs[0].options
+    monkeypatch.setattr(students, "EMBEDDED", embedded)
+    assert pipeline.NAME in students.LoadPipeline.define_schema().inputs[0].options
+    model, clip, vae = students.LoadPipeline.execute(pipeline.NAME).result
+    assert vae.latent_channels == codec.CHANNELS
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle on white"))
+    noise = normal(1, *network.LATENT)
+    drawn = comfy.sample.sample(
+        model, noise, 2, 1.0, "euler", "simple", prompt, prompt, torch.zeros_like(noise), disable_pbar=True
+    )
+    sampled = model.model.process_latent_in(drawn)
+    text = Text(prompt[0][0], prompt[0][1]["pooled_output"])
+    with torch.inference_mode():
+        guidance = torch.tensor([3.5])
+        x = noise
+        for sigma, sigma_down in itertools.pairwise(simple_sigmas(2)):
+            v = velocity(model.model.diffusion_model, x, torch.tensor([sigma]), text, guidance)
+            x = x + (sigma_down - sigma) * v
+    torch.testing.assert_close(sampled, x, rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:

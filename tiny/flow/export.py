@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...common.files import write_safetensors
 from ..export import narrow
+from .pipeline import MODEL, VAE
 
-MODEL, VAE = "diffusion_model.safetensors", "vae.safetensors"
 FORMAT = {"format": "pt"}
 
 
