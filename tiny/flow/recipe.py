@@ -39,7 +39,7 @@ def training_pictures(work: Path) -> Pictures:
     captions, latents = data.training_set(work, PICTURES, SEED, codec.encode)
     distinct = ["", *sorted(set(captions))]
     row = {caption: i for i, caption in enumerate(distinct)}
-    context, pooled = text.encoded(work / "text.safetensors", PIPELINE, distinct)
+    context, pooled = text.encoded(work, PIPELINE, distinct)
     return Pictures(latents, torch.tensor([row[caption] for caption in captions]), context, pooled)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,10 @@ def encode(pipeline: Path, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.cat(contexts), torch.cat(pooled)
 
 
-def encoded(file: Path, pipeline: Path, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """:func:`encode` in fp16, kept in ``file``."""
+def encoded(folder: Path, pipeline: Path, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """:func:`encode` in fp16, kept in a file in ``folder`` that is named after the captions."""
+    digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+    file = folder / f"text-{digest[:16]}.safetensors"
     if not file.exists():
         context, pooled = encode(pipeline, captions)
         write_safetensors(file, {"context": context.half(), "pooled": pooled.half()}, {})
