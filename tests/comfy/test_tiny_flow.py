@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from dizzydiff.nodes import students
 from dizzydiff.students.loader import Source, load_unet
 from dizzydiff.tiny import data, scene, train
+from dizzydiff.tiny.evaluate import test_captions as captions_of
 from dizzydiff.tiny.flow import autoencoder, codec, export, network, pipeline
-from dizzydiff.tiny.flow.evaluate import simple_sigmas
+from dizzydiff.tiny.flow.evaluate import Judge, guided_velocity, simple_sigmas
 from dizzydiff.tiny.flow.forward import Text, velocity
 from dizzydiff.tiny.flow.train import Pictures, flow_matching_loss
 
@@ -97,6 +98,36 @@ def test_copies_of_a_token_are_one_token_that_counts_more(flux) -> None:
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+def test_guidance_goes_from_the_empty_caption_to_this_one(flux) -> None:
+    x, t = normal(2, *network.LATENT), torch.tensor([0.3, 0.9])
+    text = Text(normal(2, 20, 64, seed=2), normal(2, 64, seed=3))
+    empty = Text(normal(1, 20, 64, seed=4), normal(1, 64, seed=5))
+    of_empty = Text(empty.context.expand(2, -1, -1), empty.pooled.expand(2, -1))
+    with torch.inference_mode():
+        with_text, without = (velocity(flux, x, t, each) for each in (text, of_empty))
+        for g in (0.0, 1.0, 4.0):
+            torch.testing.assert_close(
+                guided_velocity(flux, x, t, text, empty, g),
+                without + g * (with_text - without),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+
+
+def test_the_judge_gives_each_caption_its_own_picture(flux) -> None:
+    """A decoder that draws the first five captions in their order, and leaves out the sixth's shape."""
+    captions = captions_of(3, 6, (1, 2))
+    drawings = [scene.draw(caption, random.Random(i)) for i, caption in enumerate(captions)]
+    pictures = torch.stack([data.picture_tensor(drawing) for drawing in drawings])
+    pictures[5] = 0.5
+    judge = Judge(
+        network=flux,
+        encode=lambda texts: (normal(len(texts), 4, 64), normal(len(texts), 64)),
+        decode=lambda z: pictures[: len(z)],
+    )
+    assert judge.score(captions, 1, seed=0) == pytest.approx(83.3)
 
 
 def test_core_encodes_to_the_closed_form_and_decodes_from_it(root: Path, tmp_path: Path) -> None:
