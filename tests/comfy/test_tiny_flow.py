@@ -181,6 +181,23 @@ def test_the_node_lists_and_loads_it_once_it_is_there(
     torch.testing.assert_close(sampled, x, rtol=1e-3, atol=1e-3)
 
 
+def test_the_recipes_rates_bring_the_loss_down(tmp_path: Path) -> None:
+    """Sixty updates, all within the warm-up, on four drawings: a fifth of the loss is gone."""
+    drawings = [scene.draw(caption, random.Random(i)) for i, caption in enumerate(captions_of(1, 4, (1, 2)))]
+    x = codec.encode(torch.stack([data.picture_tensor(drawing) for drawing in drawings]))
+    text = Text(normal(4, 16, 64, seed=2), normal(4, 64, seed=3))
+    schedule = train.Schedule(updates=60, decay=1, batch=4)
+    run, losses = train.Run(network.flux(generator()), tmp_path, schedule, network.OUTER), []
+
+    def loss(seeded: torch.Generator) -> torch.Tensor:
+        losses.append(flow_matching_loss(run.model, x, text, seeded))
+        return losses[-1]
+
+    run.train(loss, seed=0)
+    first, last = (torch.stack(part).mean().item() for part in (losses[:10], losses[-10:]))
+    assert last < 0.8 * first, (first, last)
+
+
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
     pictures = Pictures(
         normal(6, *network.LATENT).half(),
