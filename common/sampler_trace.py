@@ -3,8 +3,7 @@
 
 Between two model calls a k-diffusion sampler does nothing but add up: its state is a linear combination of
 the state of the call before, of predictions, and of noises. The coefficients depend on the sigmas alone, so
-one
-run over symbols finds them all: a dry run on the host, of tensors with one number for each symbol.
+one run over symbols finds them all: a dry run on the host, of tensors with one number for each symbol.
 """
 
 from __future__ import annotations

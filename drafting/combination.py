@@ -2,9 +2,8 @@
 """Linear combinations of latents: composed on the host as numbers, evaluated on the device together.
 
 Drafts, arrivals and errors of a round are all combinations of a few latents. Written so, all drafts of a
-window
-are one matrix product, and every decision of the round is read from one matrix of inner products: 17 launches
-and one wait a round, where plain tensors take 89 to 146 launches for the same results.
+window are one matrix product, and every decision of the round is read from one matrix of inner products: 17
+launches and one wait a round, where plain tensors take 89 to 146 launches for the same results.
 """
 
 from __future__ import annotations

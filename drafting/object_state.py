@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the objects behind a graph's patches hold, read without calling them.
 
-A prediction may be drafted only if it is a function of (x, sigma, conditioning). A patch that keeps something
-from one model call to the next (a cache, a momentum, a counter of steps) makes it depend on their order.
-Whoever
-keeps something keeps it somewhere: in a closure, an attribute, a list, a dict, a global of its module. So it
-is seen by looking there before and after a call.
+A prediction may be drafted only if it is a function of (x, sigma, conditioning). A patch that keeps
+something from one model call to the next (a cache, a momentum, a counter of steps) makes it depend on their
+order. Whoever keeps something keeps it somewhere: in a closure, an attribute, a list, a dict, a global of
+its module. So it is seen by looking there before and after a call.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ A k-diffusion sampler is a function that calls a model D(x, sigma), again and ag
 and its model replaced by :class:`SpeculativeModel`. Called for D(x, sigma), it
 
 1. looks whether a draft of this model call was evaluated; if so, and it lies near enough, the draft's
-   prediction
-   is carried over to x and returned: one round saved;
+   prediction is carried over to x and returned: one round saved;
 2. else opens a window: it drafts the states of the next k - 1 calls, as the sampler will combine them (its
    trace), from predictions that it extrapolates, evaluates x and the drafts in parallel (one round), keeps
    the predictions, returns the first (``window``).
