@@ -30,6 +30,8 @@ CLOSED = (
     comfy.multigpu.MultiGPUThreadPool,
     Verdicts,
 )
+SETTLING_CALLS = 2
+"""Calls in which something may be filled for the first time. What is filled in more grows with every call."""
 PACK = __package__.rpartition(".drafting")[0]
 OURS = tuple(f"{PACK}.{room}." for room in ("students", "nodes", "drafting"))
 """The pack's own patches answer each row by itself, and keep nothing."""
@@ -42,10 +44,9 @@ class Watch:
         self._roots, self._conds, self._network, self._but = roots, conds, network, but
         self._first = self._newest = self._state()
         self._attributes = _attributes(network)
+        self._fills = 0
         self.settling = False
-        """Something was filled for the first time in the last round: it is seen once more before it is
-        trusted.
-        """
+        """Something was filled in the last round: it is seen once more before it is trusted."""
 
     def look(self) -> str | None:
         """Who kept something since the last look. None: nobody."""
@@ -54,7 +55,10 @@ class Watch:
         attributes = _attributes(self._network)
         written = self._attributes.keys() == attributes.keys() and self._attributes != attributes
         self.settling = change.filled is not None or self._attributes.keys() != attributes.keys()
+        self._fills += self.settling
         self._newest, self._attributes = now, attributes
+        if self._fills > SETTLING_CALLS:
+            return change.kept or change.filled or "a patch in this graph"
         return change.kept or ("a patch that writes into the network" if written else None)
 
     def restore(self) -> None:

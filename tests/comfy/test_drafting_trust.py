@@ -169,7 +169,18 @@ def late(below: float) -> Callable[[dict[str, Any]], Tensor]:
     return momentum
 
 
-@pytest.mark.parametrize("make", [Counter, by_closure, by_options, in_place, lambda: late(3.0)])
+def growing() -> Callable[[dict[str, Any]], Tensor]:
+    """Falls with the length of a list that every call makes longer."""
+    seen: list[float] = []
+
+    def falling(arguments: dict[str, Any]) -> Tensor:
+        seen.append(float(arguments["sigma"][0]))
+        return arguments["uncond"] + 4.0 / (1 + 0.1 * len(seen)) * (arguments["cond"] - arguments["uncond"])
+
+    return falling
+
+
+@pytest.mark.parametrize("make", [Counter, by_closure, by_options, in_place, growing, lambda: late(3.0)])
 @pytest.mark.parametrize("devices", [TWO, BATCH])
 def test_guidance_that_remembers_is_sampled_in_order(
     make: Callable[[], Any], devices: str, teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
