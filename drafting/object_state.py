@@ -11,22 +11,24 @@ is seen by looking there before and after a call.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .object_slots import CLOSED, PLAIN, Keys, slots_of
 
 MAX_OBJECTS = 20_000
 """Looked at. What lies beyond is not watched."""
 SAMPLED_VALUES = 8
 """Of each tensor, to see whether it was changed in place."""
 UNNAMED = "a patch in this graph"
-PLAIN = (int, float, complex, str, bytes, bool, type(None))
-CLOSED = (types.ModuleType, type, torch.nn.Module, torch.dtype, torch.device, types.BuiltinFunctionType)
-"""What is not looked into: code, networks, and what cannot change."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,22 @@ class ObjectState:
     """All slots that can be reached from some objects, at one moment."""
 
     def __init__(
-        self, roots: Iterable[Any], *, constant: Iterable[Any] = (), closed: tuple[type, ...] = ()
+        self,
+        roots: Iterable[Any],
+        *,
+        constant: Iterable[Any] = (),
+        closed: tuple[type, ...] = (),
+        but: Iterable[Any] = (),
     ) -> None:
-        """``constant``: roots whose tensors nobody changes in place; ``closed``: further types that are not
-        looked into.
+        """constant: roots whose tensors nobody changes in place; closed: further types that are not looked
+        into; but: single objects that are not.
         """
         self._slots: dict[tuple[int, Hashable], Slot] = {}
         self._alive: list[Any] = []  # an object's id stays its own for as long as it lives
-        closed = (*CLOSED, *closed, _Keys)
+        closed = (*CLOSED, *closed, Keys)
         waiting = [(root, _name(root), True) for root in roots]
         waiting += [(root, _name(root), False) for root in constant]
-        seen: set[int] = set()
+        seen = {id(each) for each in but}
         while waiting and len(seen) < MAX_OBJECTS:
             value, owner, sampled = waiting.pop()
             if id(value) in seen or isinstance(value, (*PLAIN, Tensor, *closed)):
@@ -72,7 +79,7 @@ class ObjectState:
             seen.add(id(value))
             self._alive.append(value)
             owner = _name(value) or owner or UNNAMED
-            for key, container, held, put_back in _slots_of(value):
+            for key, container, held, put_back in slots_of(value):
                 self._slots[id(container), key] = Slot(owner, held, _token(held, sampled), put_back)
                 self._alive += [container, held]
                 waiting.append((held, owner, sampled))
@@ -104,83 +111,9 @@ class ObjectState:
         return next((slot.owner for slot in self._slots.values() if id(slot.value) in wanted), None)
 
 
-def _slots_of(value: Any) -> Iterator[tuple[Hashable, Any, Any, Callable[[], None] | None]]:
-    """(key, container, value, how to put it back) of everything an object holds directly."""
-    if isinstance(value, dict):
-        yield "contents", value, _Keys(tuple(value)), functools.partial(_refill, value, dict(value))
-        for key, held in list(value.items()):
-            yield ("item", key), value, held, None
-    elif isinstance(value, list):
-        yield "contents", value, _Keys(tuple(map(id, value))), functools.partial(_reset, value, list(value))
-        for i, held in enumerate(value):
-            yield ("item", i), value, held, None
-    elif isinstance(value, (tuple, set, frozenset)):
-        for i, held in enumerate(value):
-            yield ("item", i), value, held, None
-    elif isinstance(value, functools.partial):
-        for i, held in enumerate((value.func, *value.args, value.keywords)):
-            yield ("part", i), value, held, None
-    elif isinstance(value, types.MethodType):
-        yield "self", value, value.__self__, None
-        yield "function", value, value.__func__, None
-    elif isinstance(value, types.FunctionType):
-        yield from _slots_of_function(value)
-    else:
-        yield from _slots_of_instance(value)
-
-
-def _slots_of_function(
-    function: types.FunctionType,
-) -> Iterator[tuple[Hashable, Any, Any, Callable[[], None] | None]]:
-    for cell in function.__closure__ or ():
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not assigned yet
-            held = None
-            yield "cell", cell, held, None
-            continue
-        yield "cell", cell, held, functools.partial(setattr, cell, "cell_contents", held)
-    for i, held in enumerate((function.__defaults__, function.__kwdefaults__, function.__dict__ or None)):
-        yield ("default", i), function, held, None
-    own = function.__globals__
-    for name in function.__code__.co_names:
-        held = own.get(name)
-        if name in own and not isinstance(held, (*CLOSED, types.FunctionType)):
-            yield ("global", name), own, held, functools.partial(own.__setitem__, name, held)
-
-
-def _slots_of_instance(value: Any) -> Iterator[tuple[Hashable, Any, Any, Callable[[], None] | None]]:
-    attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict):
-        yield (
-            "contents",
-            attributes,
-            _Keys(tuple(attributes)),
-            functools.partial(_refill, attributes, dict(attributes)),
-        )
-        for name, held in list(attributes.items()):
-            yield ("item", name), attributes, held, None
-    for kind in type(value).__mro__:
-        for name in _names(kind.__dict__.get("__slots__", ())):
-            held = getattr(value, name, None)
-            yield ("slot", name), value, held, None
-
-
-def _names(slots: Any) -> tuple[str, ...]:
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """What a container holds values for."""
-
-    keys: tuple
-
-
 def _is_fill(before: Any, after: Any) -> bool:
     """Whether a container gained something and lost nothing."""
-    if not (isinstance(before, _Keys) and isinstance(after, _Keys)):
+    if not (isinstance(before, Keys) and isinstance(after, Keys)):
         return False
     return after.keys[: len(before.keys)] == before.keys
 
@@ -188,10 +121,16 @@ def _is_fill(before: Any, after: Any) -> bool:
 def _token(value: Any, sampled: bool) -> Hashable:
     if isinstance(value, PLAIN):
         return type(value).__name__, repr(value)
-    if isinstance(value, _Keys):
+    if isinstance(value, Keys):
         return value
     if isinstance(value, Tensor):
         return id(value), _samples(value) if sampled else ()
+    if isinstance(value, np.ndarray):
+        return id(value), tuple(
+            map(repr, value.reshape(-1)[:: max(1, value.size // SAMPLED_VALUES)].tolist())
+        )
+    if isinstance(value, itertools.count):
+        return id(value), repr(value)
     return id(value)
 
 
@@ -213,14 +152,10 @@ def _name(value: Any) -> str:
     if isinstance(value, functools.partial):
         return _name(value.func)
     if isinstance(value, types.FunctionType):
-        return f"{value.__qualname__.partition('.<locals>')[0]} ({value.__module__})"
-    return f"{type(value).__qualname__} ({type(value).__module__})"
+        return f"{value.__qualname__.partition('.<locals>')[0]} ({last_part(value.__module__)})"
+    return f"{type(value).__qualname__} ({last_part(type(value).__module__)})"
 
 
-def _refill(container: dict, contents: dict) -> None:
-    container.clear()
-    container.update(contents)
-
-
-def _reset(container: list, contents: list) -> None:
-    container[:] = contents
+def last_part(module: str) -> str:
+    """Of a module's name. ComfyUI names those of node packs by their path."""
+    return re.split(r"[./\\]", module)[-1]

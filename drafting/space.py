@@ -6,9 +6,10 @@ sigma^2) and tan(phi) = sigma / (alpha sigma_d), every prediction of a model is 
 
     D      the denoised x0,
     eps    the noise, (x - alpha D) / sigma,
-    F      the preconditioned output of Karras et al. 2022, (cos(phi) x / s - D / sigma_d) / sin(phi),
+    F      (cos(phi) x / s - D / sigma_d) / sin(phi), the preconditioned output of Karras et al. 2022 less its
+    sign,
 
-and x / s moves along phi with velocity -F when D is exact: F is the trigonometric v of Salimans and Ho 2022.
+and x / s moves along phi with velocity F when D is exact: F is the trigonometric v of Salimans and Ho 2022.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ KEPT = 16
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why predictions of a graph must not be drafted; None where they may."""
+    """Why predictions of a graph must not be drafted; "" where they may. kind: what is raised for it."""
 
-    refusal: Undraftable | None = None
+    reason: str = ""
+    kind: type[Undraftable] = Undraftable
 
 
 @dataclass

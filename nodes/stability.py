@@ -13,9 +13,9 @@ import torch
 from comfy_api.latest import io
 
 from ..common.pictures import image_of, picture_of_text
-from ..drafting.backends import predict_rows
+from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
-from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids, solver_of
+from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
@@ -65,14 +65,7 @@ class StabilityProfile(io.ComfyNode):
                     f"Trajectories. {THOROUGH.levels} levels and {THOROUGH.probes} probes cost "
                     f"{THOROUGH.calls} model calls.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Of the probes. Another seed is another measurement.",
-                ),
+                _probe_seed(),
             ],
             outputs=[
                 STABILITY_PROFILE.Output(
@@ -122,9 +115,8 @@ class StabilityGrid(io.ComfyNode):
                     "solver",
                     options=list(SOLVERS),
                     default=DEFAULT_SOLVER.name,
-                    tooltip="euler: samplers of order one, such as ddim and euler_ancestral. dpmpp_2m: "
-                    "those that remember "
-                    "steps, such as uni_pc and res_multistep. heun: those with two calls a step.",
+                    tooltip="Where no sampler is connected. euler: samplers of order one, such as ddim. "
+                    "dpmpp_2m: those that remember a step. heun: those with two calls a step.",
                 ),
                 io.Float.Input(
                     "base_blend",
@@ -134,6 +126,12 @@ class StabilityGrid(io.ComfyNode):
                     step=0.05,
                     advanced=True,
                     tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured.",
+                ),
+                io.Sampler.Input(
+                    "sampler",
+                    optional=True,
+                    tooltip="The sampler that the sigmas are for, of ComfyUI or another pack: a dry run "
+                    "tells how it steps. Solver is not used then.",
                 ),
             ],
             outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")],
@@ -147,8 +145,16 @@ class StabilityGrid(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, profile: Measured, steps: int, denoise: float, solver: str, base_blend: float = 0.0
+        cls,
+        profile: Measured,
+        steps: int,
+        denoise: float,
+        solver: str,
+        base_blend: float = 0.0,
+        sampler: Any = None,
     ) -> io.NodeOutput:
+        if sampler is not None:
+            return io.NodeOutput(profile.sigmas_of(sampler, steps, denoise, base_blend))
         return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend))
 
 
@@ -197,7 +203,8 @@ class StabilitySampler(io.ComfyNode):
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
-        sigmas = measured.sigmas(steps, denoise, solver_of(sampler_name))
+        sampler = comfy.samplers.sampler_object(sampler_name)
+        sigmas = measured.sigmas_of(sampler, steps, denoise)
         sampled = SamplerCustom.execute(
             model,
             True,
@@ -205,7 +212,7 @@ class StabilitySampler(io.ComfyNode):
             cfg,
             positive,
             negative,
-            comfy.samplers.sampler_object(sampler_name),
+            sampler,
             sigmas,
             latent_image,
         )
@@ -216,11 +223,22 @@ def _effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.I
     return io.Int.Input(name, default=default, min=least, max=MAX_EFFORT, tooltip=tooltip)
 
 
+def _probe_seed() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=False,
+        tooltip="Of the probes. Another seed is another measurement.",
+    )
+
+
 def measure(subject: Subject, effort: Effort) -> Measured:
     """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
     gave the model.
     """
-    subject = replace(subject, devices=devices_of(subject.model), predict=predict_rows)
+    subject = replace(subject, devices=devices_of(subject.model), predict=RowsOnDevices())
     bar = comfy.utils.ProgressBar(1)
 
     def progress(made: int, of: int) -> None:

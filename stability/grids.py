@@ -14,13 +14,18 @@ from . import curves
 from .equidistribution import equidistribute
 from .errors import BadBlend, BadSteps
 from .linearized import TABLE_POINTS, LinearizedModel
-from .refine import loss, refine
+from .refine import DAMPINGS, loss, refine
 from .solvers import Solver
+from .traced import TracedSolver
 
 MAX_REFINED_STEPS = 40
 """Above it, moving single points gains nothing that can be seen."""
 MIN_PATH_LEVELS = 61
 """Levels that a cheapest path may choose from: GITS' number."""
+BLENDS = (0.25, 0.5, 0.75)
+"""Shares of other grids that are tried for traced samplers."""
+MAX_TRACED_ITERATIONS, MAX_TRACED_CALLS = 8, 2000
+"""Of refinement for traced samplers; the model calls of its dry runs, which take a millisecond each."""
 REFINED_STARTS = 2
 """How many of the best starts are refined: the loss has local minima."""
 DENSITY_FLOOR = 1e-3
@@ -42,11 +47,26 @@ def make_grid(model: LinearizedModel, steps: int, solver: Solver, others: Sequen
     own = density_grid(model, steps, solver)
     if steps > MAX_REFINED_STEPS:
         return own
-    given = (start for grid in others if (start := _usable(model, grid, steps)) is not None)
+    given = [start for grid in others if (start := _usable(model, grid, steps)) is not None]
+    if isinstance(solver, TracedSolver):
+        return _traced_grid(model, steps, solver, given)
     starts = [own, cheapest_grid(model, steps, solver), curvature_grid(model, steps), *given]
     losses = loss(model, torch.stack(starts), solver)
     refined = torch.stack([refine(model, starts[int(i)], solver) for i in losses.argsort()[:REFINED_STARTS]])
     return refined[int(loss(model, refined, solver).argmin())]
+
+
+def _traced_grid(model: LinearizedModel, steps: int, solver: TracedSolver, given: Sequence[Tensor]) -> Tensor:
+    """Each replay costs a dry run of the sampler. So the grid of the plain solver that is most like it and
+    the blends of that with the others compete first, and only the best of them is refined.
+    """
+    own = make_grid(model, steps, solver.like, given)
+    if steps < 2:
+        return own
+    starts = [own, *given, *(blend(own, grid, share) for grid in given for share in BLENDS)]
+    best = starts[int(loss(model, torch.stack(starts), solver).argmin())]
+    calls = steps * (steps + 1 + len(DAMPINGS))
+    return refine(model, best, solver, min(MAX_TRACED_ITERATIONS, MAX_TRACED_CALLS // calls))
 
 
 def for_denoise(make: Scheduler, steps: int, denoise: float) -> Tensor:

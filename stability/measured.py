@@ -12,12 +12,14 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..common.dry_run import Untraceable
 from .errors import CannotMeasure
 from .grids import blend, for_denoise, make_grid
 from .identity import Unreadable, conditioning_digest, identity
 from .linearized import LinearizedModel, linearize
 from .profile import Effort, Profile, Progress
-from .solvers import DPMPP_2M, EULER, HEUN, Solver
+from .samplers import solver_of
+from .solvers import Solver
 from .store import Store
 from .subject import Subject, lacks_memory, measure_model
 
@@ -25,34 +27,6 @@ log = logging.getLogger("dizzydiff")
 
 FALLBACK = "simple"
 """Core's scheduler where nothing could be measured."""
-TWO_CALLS = frozenset(
-    {
-        "heun",
-        "heunpp2",
-        "exp_heun_2_x0",
-        "exp_heun_2_x0_sde",
-        "dpm_2",
-        "dpm_2_ancestral",
-        "dpmpp_2s_ancestral",
-        "dpmpp_2s_ancestral_cfg_pp",
-        "dpmpp_sde",
-        "dpmpp_sde_gpu",
-        "seeds_2",
-        "seeds_3",
-    }
-)
-ONE_CALL_OF_ORDER_ONE = frozenset(
-    {"euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "ddim", "ddpm", "lcm"}
-)
-
-
-def solver_of(sampler_name: str) -> Solver:
-    """The solver that is most like a sampler of core: two calls a step, order one, or (the rest) several
-    steps remembered.
-    """
-    if sampler_name in TWO_CALLS:
-        return HEUN
-    return EULER if sampler_name in ONE_CALL_OF_ORDER_ONE else DPMPP_2M
 
 
 @dataclass(frozen=True)
@@ -68,6 +42,18 @@ class Measured:
         is mixed in.
         """
         return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
+
+    def sigmas_of(self, sampler: Any, steps: int, denoise: float, share: float = 0.0) -> Tensor:
+        """SIGMAS for a SAMPLER: core's simple ones, with a word in the log, where none can be made for it."""
+        try:
+            return self.sigmas(steps, denoise, solver_of(sampler, self.sampling), share)
+        except Untraceable as why:
+            log.warning(
+                "DizzyDiff: no stability grid for this sampler: %s. Sampling with core's %s sigmas.",
+                why,
+                FALLBACK,
+            )
+            return for_denoise(lambda n: fallback_grid(self.sampling, n), steps, denoise).float()
 
     def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
         simple = fallback_grid(self.sampling, steps)

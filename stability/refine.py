@@ -62,7 +62,7 @@ def loss(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
     return bounded.mean(-1) + solver.unevenness_price * bends.square().sum(-1)
 
 
-def refine(model: LinearizedModel, grid: Tensor, solver: Solver) -> Tensor:
+def refine(model: LinearizedModel, grid: Tensor, solver: Solver, iterations: int = MAX_ITERATIONS) -> Tensor:
     """From a grid [N + 1] to a local minimum of :func:`loss`, over the logits of the gaps between its points.
 
     grid: falling, from the first measured level to 0. Returns one of the same kind in float64, never of a
@@ -74,7 +74,7 @@ def refine(model: LinearizedModel, grid: Tensor, solver: Solver) -> Tensor:
     theta = _gaps(model, grid[None])[0].log()
     least = loss(model, _grids(model, theta[None]), solver)[0]
     eye = torch.eye(n, dtype=torch.float64)
-    for _ in range(MAX_ITERATIONS):
+    for _ in range(iterations):
         r = _residuals(model, torch.cat([theta[None], theta + DIFFERENCE * eye]), solver)
         J = (r[1:] - r[0]) / DIFFERENCE  # transposed: a row a logit
         A = J @ J.T

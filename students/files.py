@@ -6,6 +6,7 @@ before it is used, and what is wrong with it is said with its name.
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import ConfigMismatch, DamagedFile, MissingFile, NotFinite, NotSafetensors
+from .errors import (
+    ConfigMismatch,
+    DamagedFile,
+    MissingFile,
+    NotFinite,
+    NotSafetensors,
+    UnsupportedModel,
+)
 
 Weights = dict[str, torch.Tensor]
 Config = Mapping[str, Any]
@@ -25,6 +33,8 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 LARGEST_JSON = 16 * 2**20
 """Bytes: no config is near it."""
 MOST_SHARDS = 10_000
+LARGEST_RMS = 1e4
+"""Of the numbers of a tensor: those of trained networks are below 100."""
 HEADER_STARTS_AT = 8
 """Bytes: a safetensors file begins with the length of its header, then the header, a JSON object."""
 
@@ -129,16 +139,35 @@ def _decoded(text: str) -> Any:
         return text
 
 
-def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise NotFinite for NaN or infinity; sums tensor by tensor, so a mapped file is read but not copied."""
+def check_floating(weights: Weights, name: str) -> None:
+    """Raise UnsupportedModel for integers: quantised weights mean nothing without their scales."""
     for key, tensor in weights.items():
-        if tensor.is_floating_point():
-            total = (tensor.float() if tensor.element_size() == 1 else tensor).sum(dtype=torch.float32)
-            if not torch.isfinite(total):
-                raise NotFinite(
-                    f"{name}: {key} contains NaN or infinity. Expected finite weights: the file is broken or "
-                    "its training diverged; get another copy."
-                )
+        if not tensor.is_floating_point():
+            raise UnsupportedModel(
+                f"{name}: {key} holds {tensor.dtype}. Expected weights in fp32, fp16, bf16 or fp8: get the "
+                "model in one of them."
+            )
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise NotFinite for NaN, infinity, and numbers that only a flipped bit makes of a weight.
+
+    One pass over each tensor, so a mapped file is read but not copied.
+    """
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not _is_sane(tensor):
+            raise NotFinite(
+                f"{name}: {key} contains NaN, infinity or numbers far beyond those of any trained network. "
+                "Expected finite weights: the file is broken or its training diverged; get another copy."
+            )
+
+
+def _is_sane(tensor: torch.Tensor) -> bool:
+    if tensor.element_size() <= 2 and tensor.dtype != torch.bfloat16:  # too narrow for numbers that large
+        narrow = tensor.float() if tensor.element_size() == 1 else tensor
+        return bool(torch.isfinite(narrow.sum(dtype=torch.float32)))
+    norm = float(torch.linalg.vector_norm(tensor))
+    return norm <= LARGEST_RMS * math.sqrt(max(1, tensor.numel()))
 
 
 def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .errors import ConfigMismatch, UnsupportedModel, WrongGuidanceShape
-from .files import Config, Weights, check_finite
+from .files import Config, Weights, check_finite, check_floating
 
 GUIDANCE_KEY = "time_embedding.cond_proj.weight"
 """Of C, diffusers' name."""
@@ -74,16 +74,6 @@ def read_unet(weights: Weights, config: Config | None, name: str) -> UNet:
     return UNet(found, marks, arguments, width)
 
 
-def check_floating(weights: Weights, name: str) -> None:
-    """Raise UnsupportedModel for integers: quantised weights mean nothing without their scales."""
-    for key, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise UnsupportedModel(
-                f"{name}: {key} holds {tensor.dtype}. Expected weights in fp32, fp16, bf16 or fp8: get the "
-                "model in one of them."
-            )
-
-
 def unet_weights(weights: Weights, name: str) -> Weights:
     """The UNet's tensors without their prefix ("", "unet." or "model.diffusion_model."), and a checkpoint's
     prediction marks.
@@ -108,7 +98,8 @@ def guidance_width(weights: Weights, name: str) -> int | None:
     projection = weights.get(GUIDANCE_KEY)
     if projection is None:
         return None
-    channels = next(weights[key] for key in FIRST_CONVOLUTIONS if key in weights).shape[0]
+    first = next(key for key in FIRST_CONVOLUTIONS if key in weights)
+    channels = _tensor(weights, first, name).shape[0]
     if projection.ndim != 2 or projection.shape[0] != channels:
         raise WrongGuidanceShape(
             f"{name}: {GUIDANCE_KEY} has shape {list(projection.shape)}; expected [{channels}, 256, 512 or "
@@ -136,10 +127,16 @@ def _count(weights: Weights, pattern: str) -> int:
     return n
 
 
-def _tensor(weights: Weights, key: str, name: str) -> torch.Tensor:
+def _tensor(weights: Weights, key: str, name: str, ndim: int = 4) -> torch.Tensor:
+    """Raises ConfigMismatch unless it is there, with so many dimensions."""
     if key not in weights:
         raise ConfigMismatch(
             f"{name}: {key} is missing from the weights. Expected a complete UNet; download it again."
+        )
+    if weights[key].ndim != ndim:
+        raise ConfigMismatch(
+            f"{name}: {key} has shape {list(weights[key].shape)}; expected {ndim} dimensions. The file is "
+            "damaged or mixed: download it again."
         )
     return weights[key]
 
@@ -208,13 +205,15 @@ def read_layout(weights: Weights, name: str) -> dict[str, Any]:
     """
 
     def first(*endings: str) -> torch.Tensor | None:
-        return next((tensor for key, tensor in weights.items() if key.endswith(endings)), None)
+        key = next((key for key in weights if key.endswith(endings)), None)
+        return None if key is None else _tensor(weights, key, name, 2)
 
     diffusers = "conv_in.weight" in weights
     blocks = _diffusers_blocks(weights, name) if diffusers else _core_blocks(weights, name)
     conv_in = _tensor(weights, FIRST_CONVOLUTIONS[0 if diffusers else 1], name)
     conv_out = _tensor(weights, "conv_out.weight" if diffusers else "out.2.weight", name)
-    proj_in, context = first("proj_in.weight"), first("attn2.to_k.weight")
+    proj_in = next((tensor for key, tensor in weights.items() if key.endswith("proj_in.weight")), None)
+    context = first("attn2.to_k.weight")
     labels = first("add_embedding.linear_1.weight", "class_embedding.linear_1.weight", "label_emb.0.0.weight")
     ratios = [WidthRatio(c, conv_in.shape[0]) for c in blocks.channels]
     return {

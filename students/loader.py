@@ -131,7 +131,7 @@ def describe(unet: UNet, found: Checkpoint, name: str) -> tuple[Any, Weights]:
     model_config.schedule = schedule_of(found, model_config.guidance, unet.marks, detected_v, name)
     model_config.sampling_settings.update(model_config.schedule.settings)
     if found.vae is not None:
-        model_config.latent_format = latent_format(found.vae, name)
+        model_config.latent_format = latent_format(found.vae, f"{name}, vae/config.json")
     return model_config, weights
 
 

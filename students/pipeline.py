@@ -128,6 +128,12 @@ def _clip_of_config(
     config: Config, weights: Weights, folder: Path, embeddings: list[str], disable_dynamic: bool
 ) -> comfy.sd.CLIP:
     heads = int(files.number_in(config, "num_attention_heads", 12, (1, config["hidden_size"]), str(folder)))
+    if config["hidden_size"] % heads:
+        raise ConfigMismatch(
+            f"{folder}: config.json says num_attention_heads = {heads}, which does not divide the weights' "
+            f"width of {config['hidden_size']}. Expected a config and weights from the same model; download "
+            "both again."
+        )
     model_config = {"eos_token_id": 49407, "hidden_act": "quick_gelu", **config, "num_attention_heads": heads}
     clip = comfy.sd.CLIP(
         ClipTarget(SD1Tokenizer, SD1ClipModel),

@@ -94,7 +94,8 @@ def schedule_of(
     :func:`read_schedule` raises.
     """
     own = found.config or {}
-    schedule = read_schedule(found.scheduler or found.metadata, name)
+    where = name if found.scheduler is None else f"{name}, scheduler_config.json"
+    schedule = read_schedule(found.scheduler or found.metadata, where)
     if schedule is None and "prediction_type" in own:
         schedule = read_schedule({**own, "_class_name": None}, name)
     if schedule is not None:

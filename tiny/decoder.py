@@ -21,9 +21,11 @@ NOISE = 0.04
 """Standard deviation of noise added to the latents, so that the decoder forgives what a sampler leaves."""
 
 
-def crops(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents [batch, 4, WINDOW, WINDOW] and pictures [batch, 3, 8 WINDOW, 8 WINDOW] around a shape of random
-    drawings.
+def crops(
+    batch: int, generator: torch.Generator, encode: data.Encode = codec.encode
+) -> tuple[Tensor, Tensor]:
+    """Latents [batch, channels, WINDOW, WINDOW] and pictures [batch, 3, 8 WINDOW, 8 WINDOW] around a shape of
+    random drawings.
     """
     rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
     latents, pictures = [], []
@@ -38,7 +40,7 @@ def crops(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             for centre in (target.x, target.y)
         )
         rows, columns = slice(top, top + WINDOW), slice(left, left + WINDOW)
-        latents.append(codec.encode(picture[None])[0, :, rows, columns])
+        latents.append(encode(picture[None])[0, :, rows, columns])
         pictures.append(
             picture.unflatten(1, (blocks, 8))
             .unflatten(3, (blocks, 8))[:, rows, :, columns]
@@ -72,14 +74,16 @@ def edge_weighted_l1(drawn: Tensor, pictures: Tensor) -> Tensor:
     return (weights * (drawn - pictures).abs()).mean() / weights.mean()
 
 
+def decoder_loss(
+    model: nn.Module, batch: int, generator: torch.Generator, encode: data.Encode = codec.encode
+) -> Tensor:
+    """Of ``model``, latents to pictures, on random crops with noise on their latents."""
+    z, pictures = crops(batch, generator, encode)
+    return edge_weighted_l1(model(z + NOISE * torch.randn(z.shape, generator=generator)), pictures)
+
+
 def train_decoder(decoder: nn.Module, folder: Path, schedule: train.Schedule, seed: int) -> nn.Module:
     """Mean absolute error on crops around edges; returns the averaged decoder."""
     run = train.Run(Decoder(decoder), folder, schedule)
-
-    def loss(generator: torch.Generator) -> Tensor:
-        z, pictures = crops(schedule.batch, generator)
-        z = z + NOISE * torch.randn(z.shape, generator=generator)
-        return edge_weighted_l1(run.model(z), pictures)
-
-    run.train(loss, seed)
+    run.train(lambda generator: decoder_loss(run.model, schedule.batch, generator), seed)
     return cast(Decoder, run.average).decoder

@@ -25,7 +25,9 @@ EMA_DECAY = 0.999
 TIME_EXPONENT = 1.3
 """Training times are T u^1.3, u uniform: 40 % of them below sigma 1, where edges and corners are decided."""
 CAPTION_DROP = 0.1
-CHECKPOINT_EVERY, LOG_EVERY = 200, 50
+LOG_EVERY = 50
+OUTER = ("conv_in.", "conv_out.", "embedding", "decoder.layers.0.", "decoder.layers.18.")
+"""Parts of the names of the first and last layers and of embeddings, in diffusers' networks."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,16 @@ class Schedule:
     decay: int
     batch: int
     rate: float = 1e-3
+    checkpoint_every: int = 200
 
     def rate_at(self, update: int) -> float:
         return self.rate * min(1.0, (update + 1) / WARM_UP, (self.updates - update) / max(1, self.decay))
 
 
-def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(hidden matrices and convolutions, everything else that trains: first and last layers, embeddings,
-    norms, biases).
+def _split(model: nn.Module, outer: tuple[str, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(hidden matrices and convolutions, everything else that trains: what is named ``outer``, norms,
+    biases).
     """
-    outer = ("conv_in.", "conv_out.", "embedding", "decoder.layers.0.", "decoder.layers.18.")
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -63,13 +65,15 @@ class Run:
     where it was.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, schedule: Schedule) -> None:
+    def __init__(
+        self, model: nn.Module, folder: Path, schedule: Schedule, outer: tuple[str, ...] = OUTER
+    ) -> None:
         self.model, self.folder, self.schedule = model, folder, schedule
         self.average = copy.deepcopy(model).eval()
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.averaged = [p for p in self.average.parameters() if p.requires_grad]
         self.average.requires_grad_(False)
-        matrices, rest = _split(model)
+        matrices, rest = _split(model, outer)
         self.optimisers = {
             "muon": Muon(matrices, MUON_FACTOR * schedule.rate, WEIGHT_DECAY),
             "adamw": torch.optim.AdamW(rest, schedule.rate, BETAS, weight_decay=0.0),
@@ -141,7 +145,7 @@ class Run:
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     losses.clear()
-                if self.update % CHECKPOINT_EVERY == 0 or self.update == self.schedule.updates:
+                if self.update % self.schedule.checkpoint_every == 0 or self.update == self.schedule.updates:
                     self.save()
 
 
@@ -191,7 +195,7 @@ class Pictures:
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(self.latents), (size,), generator=generator)
-        return self.latents[rows], self.tokens[rows]
+        return self.latents[rows].float(), self.tokens[rows]
 
 
 def train_teacher(

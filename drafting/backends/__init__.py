@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MainDeviceOnly, Undraftable
+from ..messages import inform
 from ..speculation import State
 from .base import Backend, Request
 from .batch import Batch
@@ -32,17 +33,45 @@ def choose_backend(request: Request) -> Backend:
     raise next((each for each in refusals if isinstance(each, MainDeviceOnly)), refusals[-1])
 
 
-def predict_rows(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+class RowsOnDevices:
     """D of rows [B, ...] that have nothing to do with one another, all at the first of sigma [B].
 
-    A backend with several places takes a part of them at each; else they are one model call.
+    A backend with several places takes a part of them at each; else they are one model call. One is chosen,
+    and checked, for as long as the same model is asked.
     """
-    try:
-        backend = choose_backend(Request(model, extra_args["model_options"]))
-    except Undraftable:
-        return model(x, sigma, **extra_args)
-    if backend.places < 2:
-        return model(x, sigma, **extra_args)
-    states = [State(part, float(sigma[0])) for part in x.chunk(backend.places)]
-    parts = backend.evaluate(states, extra_args)
-    return torch.cat([part[0] for part in parts])
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._backend: Backend | None = None
+
+    def __call__(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+        if model is not self._model:
+            self._model, self._backend = model, self._choose(model, x[:1], sigma, extra_args)
+        backend = self._backend
+        if backend is None or backend.width < 2 or len(x) < 2:
+            return model(x, sigma, **extra_args)
+        states = [State(part, float(sigma[0])) for part in x.chunk(backend.width)]
+        try:
+            predictions = [prediction[0] for prediction in backend(states, extra_args)]
+        except Undraftable as why:
+            self._give_up(why)
+            return model(x, sigma, **extra_args)
+        for state in states[len(predictions) :]:
+            predictions.append(model(state.x, state.sigmas, **extra_args))
+        return torch.cat(predictions)
+
+    def _choose(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Backend | None:
+        """With one state evaluated alone, against which the devices are checked."""
+        try:
+            backend = choose_backend(Request(model, extra_args["model_options"]))
+            if backend.places < 2:
+                return None
+            backend([State(x, float(sigma[0]))], extra_args)
+            return backend
+        except Undraftable as why:
+            self._give_up(why)
+            return None
+
+    def _give_up(self, why: Undraftable) -> None:
+        self._backend = None
+        inform(f"evaluated on the main device alone: {why}.")

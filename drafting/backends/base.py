@@ -99,7 +99,8 @@ class Backend:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self._watch is None:
             self._consult(states[0].x)
-            self._watch = watch(self.model, arguments["model_options"])
+            options = arguments["model_options"]
+            self._watch = watch(self.model, options, options.get(POST_CFG, [])[self._graph_hooks :])
         if len(states) > 1 and not self._drafted:
             self._drafted = True
             self.check(arguments)
@@ -157,8 +158,8 @@ class Backend:
         """Refuse what was refused before, before anything is evaluated."""
         self._key, self._subject = identity(type(self), self.model, self.request.options, x)
         self._verdict = self.request.verdicts.get(self._key)
-        if self._verdict is not None and self._verdict.refusal is not None:
-            raise self._verdict.refusal
+        if self._verdict is not None and self._verdict.reason:
+            raise self._verdict.kind(self._verdict.reason)
 
     @property
     def checked(self) -> bool:
@@ -170,9 +171,8 @@ class Backend:
 
     def refuse(self, reason: str, kind: type[Undraftable] = Undraftable) -> Undraftable:
         """The reason, kept for the pictures to come."""
-        refusal = kind(reason)
-        self.request.verdicts.add(self._key, Verdict(refusal), self._subject)
-        return refusal
+        self.request.verdicts.add(self._key, Verdict(reason, kind), self._subject)
+        return kind(reason)
 
     def _look(self, watch: Watch) -> None:
         """Stand aside for whoever keeps something from one model call to the next."""

@@ -65,16 +65,17 @@ class Batch(Backend):
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         if len(states) == 1:
             return super().evaluate(states, arguments)
-        started = self._clock()
+        started, predictions = self._clock(), list[Tensor]()
         try:
             predictions = self._batched(states, arguments)
         except Exception as error:
-            if is_out_of_memory(error):
-                return self._narrower(states, arguments)
-            raise self.refuse(
-                f"this model cannot evaluate several noise levels in a batch ({type(error).__name__}: "
-                f"{error})"
-            ) from error
+            if not is_out_of_memory(error, comfy.model_management.is_oom):
+                raise self.refuse(
+                    f"this model cannot evaluate several noise levels in a batch ({type(error).__name__}: "
+                    f"{error})"
+                ) from error
+        if not predictions:  # out here, where no error holds what the batch had made
+            return self._narrower(states, arguments)
         if self._due(states):
             _wait_for(predictions[-1])
             self._together.append((self._clock() - started) / len(states))

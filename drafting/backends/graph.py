@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..devices import DEVICES
-from ..object_state import ObjectState
+from ..object_state import ObjectState, last_part
 from ..verdicts import Verdicts
 
 POST_CFG = "sampler_post_cfg_function"
@@ -38,8 +38,8 @@ OURS = tuple(f"{PACK}.{room}." for room in ("students", "nodes", "drafting"))
 class Watch:
     """Looks, after every round, whether anything in the graph keeps something from call to call."""
 
-    def __init__(self, roots: list[Any], conds: Any, network: torch.nn.Module | None) -> None:
-        self._roots, self._conds, self._network = roots, conds, network
+    def __init__(self, roots: list[Any], conds: Any, network: torch.nn.Module | None, but: list[Any]) -> None:
+        self._roots, self._conds, self._network, self._but = roots, conds, network, but
         self._first = self._newest = self._state()
         self._attributes = _attributes(network)
         self.settling = False
@@ -62,15 +62,20 @@ class Watch:
         self._first.restore()
 
     def _state(self) -> ObjectState:
-        return ObjectState(self._roots, constant=[self._conds], closed=CLOSED)
+        return ObjectState(self._roots, constant=[self._conds], closed=CLOSED, but=self._but)
 
 
-def watch(model: Any, options: dict[str, Any]) -> Watch:
-    """Of what is reachable from the guider, its conditioning and the options. ``model``: the sampler's."""
+def watch(model: Any, options: dict[str, Any], but: list[Any]) -> Watch:
+    """Of what is reachable from the guider, its conditioning and the options.
+
+    model: the sampler's; but: hooks that are the sampler's own, which may remember.
+    """
     guider = getattr(model, "inner_model", None)
     roots = [options, _object_patches(guider), model if guider is None else guider]
+    # What a bare network writes into itself is its own affair; with patches, it may be theirs.
     network = getattr(getattr(guider, "inner_model", None), "diffusion_model", None)
-    return Watch(roots, getattr(guider, "conds", None), network)
+    network = network if _patches(model, options) else None
+    return Watch(roots, getattr(guider, "conds", None), network, but)
 
 
 def _attributes(network: torch.nn.Module | None) -> dict[tuple[str, str], Hashable]:
@@ -120,7 +125,7 @@ def _module(value: Any) -> str:
 def name_of(value: Any) -> str:
     """What a user may know a patch by."""
     own = getattr(value, "__qualname__", None) or type(value).__qualname__
-    return f"{own.partition('.<locals>')[0]} ({_module(value)})"
+    return f"{own.partition('.<locals>')[0]} ({last_part(_module(value))})"
 
 
 def foreign(model: Any, options: dict[str, Any]) -> str | None:

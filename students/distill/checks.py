@@ -14,7 +14,7 @@ from .trainable import TrainableStudent
 
 GUIDABLE_RTOL = 1e-5
 """Of predictions with and without the prompt: a teacher that differs less has no guidance to learn."""
-ROWS_APART_RTOL, ROWS_APART_RTOL_HALF = 1e-3, 0.02
+ROWS_APART_RTOL, ROWS_APART_RTOL_HALF = 5e-3, 0.02
 """Of a row in a batch and the same row alone: what is rounded differently stays below, in fp32 and in half
 precision.
 """

@@ -153,6 +153,15 @@ def test_one_bad_number_is_found_and_named(value: float, dtype: torch.dtype) -> 
     files.check_finite(weights, "s")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_of_a_flipped_bit_is_found(dtype: torch.dtype) -> None:
+    weights = {"flipped": torch.ones(1000).to(dtype)}
+    files.check_finite(weights, "s")
+    weights["flipped"][7] = 3e30
+    with pytest.raises(errors.NotFinite, match="far beyond"):
+        files.check_finite(weights, "s")
+
+
 @pytest.mark.parametrize("shape", [(31, 256), (256,), (32, 16, 16)])
 def test_projection_that_does_not_fit_the_network(
     network: UNet2DConditionModel, shape: tuple[int, ...]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dizzydiff.common.alpha import alpha_flow, alpha_ve
 from dizzydiff.common.steps import euler_step
+from dizzydiff.students.errors import BadSigmas
 from dizzydiff.students.sampler import renoise, sample_student
 
 VARIANCE = 0.49
@@ -112,3 +113,70 @@ def test_a_step_to_its_own_sigma_changes_nothing_and_to_zero_gives_the_answer() 
     x, denoised, sigma = torch.randn(4), torch.randn(4), torch.tensor(3.0)
     torch.testing.assert_close(euler_step(x, denoised, sigma, sigma), x)
     torch.testing.assert_close(euler_step(x, denoised, sigma, torch.tensor(0.0)), denoised)
+
+
+def noise_counter(x: torch.Tensor, heard: list[tuple[float, float]]):
+    """Noises along coordinates of their own, from the third on; ``heard`` is what they are asked for."""
+
+    def noise(sigma: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        heard.append((float(sigma), float(following)))
+        unit = torch.zeros_like(x)
+        unit[:, 1 + len(heard)] = 1.0
+        return unit
+
+    return noise
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("flow", [False, True])
+def test_every_state_of_one_picture_holds_its_signal_and_its_noise(flow: bool, eta: float) -> None:
+    """x = alpha x0 + sigma n, where the model knows that all data is x0: the first coordinate is x0's."""
+    sigmas = torch.tensor([0.9, 0.6, 0.4, 0.1, 0.0], dtype=torch.float64)
+    alpha = alpha_flow if flow else alpha_ve
+    x0, x = torch.zeros(1, 6, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64)
+    x0[0, 0], x[0, 0], x[0, 1] = 1.0, float(alpha(sigmas[0])), 0.9
+    heard: list[tuple[float, float]] = []
+    states: list[torch.Tensor] = []
+    result = sample_student(
+        lambda x, sigma: x0,
+        x,
+        sigmas,
+        callback=lambda report: states.append(report["x"][0]),
+        disable=True,
+        eta=eta,
+        noise_sampler=noise_counter(x, heard),
+        alpha=alpha,
+    )
+    for sigma, state in zip(sigmas, states, strict=False):
+        assert float(state[0]) == pytest.approx(float(alpha(sigma)))
+        assert float(state[1:].norm()) == pytest.approx(float(sigma))
+    torch.testing.assert_close(result, x0)
+    assert heard == [(0.9, 0.6), (0.6, 0.4), (0.4, 0.1)], "none in the step to the last sigma"
+
+
+def test_the_model_and_the_callback_are_told_what_k_diffusion_tells_them() -> None:
+    sigmas, x = torch.tensor([4.0, 2.0, 0.0]), torch.ones(3, 2)
+    called: list[tuple[list[float], str]] = []
+    told: list[dict] = []
+
+    def model(x: torch.Tensor, sigma: torch.Tensor, label: str) -> torch.Tensor:
+        called.append((sigma.tolist(), label))
+        return x / 2
+
+    sample_student(model, x, sigmas, {"label": "a"}, told.append, True, eta=0.0, noise_sampler=no_noise)
+    assert called == [([4.0] * 3, "a"), ([2.0] * 3, "a")], "one sigma a row"
+    assert [(each["i"], float(each["sigma"]), float(each["sigma_hat"])) for each in told] == [
+        (0, 4, 4),
+        (1, 2, 2),
+    ]
+    assert all(torch.equal(each["denoised"], each["x"] / 2) for each in told)
+
+
+@pytest.mark.parametrize("eta", [0.1, 1.0])
+def test_sigmas_that_rise_are_for_the_encoder_run_alone(eta: float) -> None:
+    rising, level = torch.tensor([0.5, 1.0]), torch.tensor([1.0, 1.0, 0.0])
+    with pytest.raises(BadSigmas, match=f"from 0.5 to 1, with eta {eta:g}"):
+        sample_student(gaussian, torch.ones(1, 2), rising, disable=True, eta=eta, noise_sampler=no_noise)
+    sample_student(gaussian, torch.ones(1, 2), rising, disable=True, eta=0.0, noise_sampler=no_noise)
+    silent = torch.zeros(1, 2)
+    sample_student(gaussian, silent, level, disable=True, eta=eta, noise_sampler=lambda *_: silent)

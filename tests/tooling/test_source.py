@@ -61,3 +61,31 @@ def test_text_is_utf_8_on_every_machine(root: Path) -> None:
         for file in files
         for line in without_encoding(ast.parse(file.read_text(encoding="utf-8")))
     ]
+
+
+PRODUCT = ("nodes", "students", "stability", "drafting", "kernels", "common", "compare")
+LONGEST_FILE, LONGEST_FUNCTION = 300, 50
+"""Lines; what is longer is divided along its sense."""
+
+
+def product(root: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of every source file of what users run."""
+    for package in PRODUCT:
+        for file in (root / package).rglob("*.py"):
+            yield str(file.relative_to(root)), file.read_text(encoding="utf-8")
+
+
+def test_no_file_of_the_product_is_longer_than_is_read_at_once(root: Path) -> None:
+    lengths = {name: text.count("\n") for name, text in product(root)}
+    assert len(lengths) > 50
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_no_function_of_the_product_is_longer_than_is_read_at_once(root: Path) -> None:
+    functions = (
+        (f"{name}:{node.lineno} {node.name}", (node.end_lineno or 0) - node.lineno + 1)
+        for name, text in product(root)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
+    assert not {place: lines for place, lines in functions if lines > LONGEST_FUNCTION}
