@@ -17,6 +17,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "LazyCache": {"reuse_threshold": 0.5},
     "APG": {"momentum": -0.5},
     "ModelComputeDtype": {"dtype": "bf16"},
+    "UNetCrossAttentionMultiply": {"q": 1.5, "out": 1.2},
+    "UNetSelfAttentionMultiply": {"q": 1.5, "out": 1.2},
     "SkipLayerGuidanceDiT": {"double_layers": "0", "single_layers": "0", "scale": 2.0},
     "SkipLayerGuidanceDiTSimple": {"double_layers": "0", "single_layers": "0"},
     "SkipLayerGuidanceSD3": {"layers": "0", "scale": 2.0},

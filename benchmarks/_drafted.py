@@ -39,6 +39,10 @@ class Trial:
     warned: str = ""
     crash: str = ""
 
+    @property
+    def stands_aside(self) -> bool:
+        return self.verdict.startswith("stands aside")
+
     def silently_off(self, allowed: float) -> bool:
         """Whether the picture is further off than allowed, and nobody said so."""
         return self.deviation is not None and not self.deviation <= allowed and not self.warned

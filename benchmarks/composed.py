@@ -12,6 +12,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,10 @@ def core_graphs() -> Iterator[Composition]:
 
 
 def measure(subject: Subject, graph: Composition) -> Iterator[dict[str, Any]]:
-    """A row a place, or one that says why the graph does not fit this network."""
-    row = {"network": subject.name, "graph": graph.name}
+    """A row a place, with one row of a latent where plain sampling takes no more; or one that says why it
+    does not fit this network.
+    """
+    row = {"network": subject.name, "graph": graph.name, "rows": graph.rows}
 
     def guider(place: str) -> Callable[[], Any]:
         return lambda: graph.guider(subject, spread(graph.patch(subject, subject.model), place))
@@ -85,6 +88,9 @@ def measure(subject: Subject, graph: Composition) -> Iterator[dict[str, Any]]:
         return
     latent = subject.latent(graph.rows)
     reference, crash = plain(guider("one card"), graph.around(sampler), sigmas, latent, graph.seed)
+    if crash and graph.rows > 1:
+        yield from measure(subject, replace(graph, rows=1))
+        return
     if crash:
         yield {**row, "place": "", "verdict": f"plain sampling crashes: {crash}"}
         return

@@ -4,7 +4,7 @@
 Each row is one picture: plainly and with drafts, on one card, in a batch, on two devices. It tells whether it
 was drafted or why not, how far any prediction is from the same state alone, and how far the picture is from
 the plain sampler's. Rows say ``failed`` where drafts crash and plain sampling does not, or where a picture is
-more than MARGIN tolerances off without a word.
+more than MARGIN tolerances off without a word or although nothing was drafted.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def judged(trial: Trial) -> dict[str, Any]:
         row["failed"] = "crash"
     elif trial.silently_off(MARGIN * TOLERANCE):
         row["failed"] = "silently off"
+    elif trial.stands_aside and trial.deviation is not None and trial.deviation > MARGIN * TOLERANCE:
+        row["failed"] = "off although it stands aside"
     return row
 
 
