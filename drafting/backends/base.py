@@ -19,6 +19,7 @@ from ..messages import Say, warn
 from ..speculation import State
 from ..verdicts import Verdict, Verdicts
 from .graph import MULTIGPU, POST_CFG, Watch, identity, watch
+from .random_state import put_back, random_states, same_states
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,17 @@ class Backend:
         if self._watch is None:
             self._consult(states[0].x)
             options = arguments["model_options"]
+            self._device = states[0].x.device
+            self._random = random_states(self._device)
             self._watch = watch(self.model, options, options.get(POST_CFG, [])[self._graph_hooks :])
         if len(states) > 1 and not self._drafted:
             self._drafted = True
             self.check(arguments)
             states = states[: self.width]
+        random = random_states(self._device)
         predictions = self.evaluate(states, arguments)
         if self.width > 1:
-            self._look(self._watch)
+            self._look(self._watch, drew=not same_states(random, random_states(self._device)))
         if not self._drafted:
             self._last = states[0], predictions[0]
         return predictions
@@ -174,10 +178,13 @@ class Backend:
         self.request.verdicts.add(self._key, Verdict(reason, kind), self._subject)
         return kind(reason)
 
-    def _look(self, watch: Watch) -> None:
-        """Stand aside for whoever keeps something from one model call to the next."""
+    def _look(self, watch: Watch, drew: bool) -> None:
+        """Stand aside for whoever keeps something from one model call to the next.
+
+        drew: whether the model call drew from torch's own generators, which remember for it.
+        """
         try:
-            keeper = watch.look()
+            keeper = watch.look() or ("a patch that draws random numbers" if drew else None)
         except Exception as error:
             raise self.refuse(
                 f"what its patches remember cannot be looked at ({type(error).__name__}: {error})",
@@ -188,6 +195,7 @@ class Backend:
         reason = f"{keeper} remembers earlier model calls, which must come one by one and in order"
         if self._drafted:
             watch.restore()
+            put_back(self._random, self._device)
             raise self.refuse(reason, MainDeviceOnly)
         # So far the model was called as without drafts: it can go on from here.
         self.refuse(reason, MainDeviceOnly)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,14 +30,7 @@ def transformer() -> Subject:
     return make(NETWORKS["Flux"])
 
 
-def graphs() -> Iterator[Any]:
-    for graph in compositions():
-        mended = graph.name != "draws from torch's generator"
-        off = pytest.mark.xfail(strict=True, reason="the check on another device moves torch's generator on")
-        yield pytest.param(graph, id=graph.name, marks=[] if mended else off)
-
-
-@pytest.mark.parametrize("graph", list(graphs()))
+@pytest.mark.parametrize("graph", compositions(), ids=lambda graph: graph.name)
 def test_a_graph_is_drafted_right_or_stands_aside_in_words(graph: Composition, transformer: Subject) -> None:
     rows = list(measure(transformer, graph))
     for row in rows:
