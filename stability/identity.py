@@ -198,6 +198,8 @@ class _Reader:
             self.read(value.__self__, f"{path}/self")
             if isinstance(value, types.MethodType):
                 self.read(value.__func__, path)
+        elif isinstance(value, functools._lru_cache_wrapper):  # what a cache holds changes no answer
+            self.read(value.__wrapped__, path)
         elif isinstance(value, types.FunctionType):
             self._function(value, path)
         elif isinstance(value, weakref.ref):
