@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..students import library
 from ..students.errors import BadScales
-from ..students.guidance import HIGHEST_SCALE, parse_scales, scales_tensor
+from ..students.guidance import parse_scales, scales_tensor
 from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
 from ..students.sampler import sample_student_native
@@ -170,11 +170,6 @@ class StudentGuidance(io.ComfyNode):
             ],
             outputs=[io.Conditioning.Output(tooltip="The prompt, with its guidance.")],
         )
-
-    @classmethod
-    def validate_inputs(cls, guidance: float = 4.0, second_guidance: float = 4.0) -> bool | str:
-        first = check_range("guidance", guidance, 0.0, HIGHEST_SCALE)
-        return check_range("second_guidance", second_guidance, 0.0, HIGHEST_SCALE) if first is True else first
 
     @classmethod
     def execute(

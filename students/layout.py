@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import ConfigMismatch, UnsupportedModel, WrongGuidanceShape
+from .errors import ConfigMismatch, NoGuidanceInput, UnsupportedModel, WrongGuidanceShape
 from .files import Config, Weights, check_finite, check_floating
 
 GUIDANCE_KEY = "time_embedding.cond_proj.weight"
@@ -58,12 +58,19 @@ class UNet:
     guidance_width: int | None
 
 
-def read_unet(weights: Weights, config: Config | None, name: str) -> UNet:
+def read_unet(weights: Weights, config: Config | None, name: str, needs_guidance: bool = False) -> UNet:
     """The UNet among the tensors of a file, or of a folder with its config. Raises StudentError where it is
-    broken, contradicts its config, or is of a kind that core's UNetModel cannot be.
+    broken, contradicts its config, is of a kind that core's UNetModel cannot be, or takes no guidance.
     """
     found = unet_weights(weights, name)
     width = guidance_width(found, name)
+    if width is None and needs_guidance:
+        raise NoGuidanceInput(
+            f"{name}: this network has no guidance input ({GUIDANCE_KEY} is missing). Expected a "
+            "guidance-distilled student. Use Load Checkpoint or Load Diffusion Model for a file, Load "
+            "Student "
+            "Pipeline for a diffusers folder."
+        )
     marks = frozenset(key for key in PREDICTION_MARKS if found.pop(key, None) is not None)
     arguments = read_layout(found, name)
     if config is not None:

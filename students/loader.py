@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 
 from . import files
 from .adapter import needs_teacher
-from .errors import ConfigMismatch, NeedsTeacher, NoGuidanceInput, UnsupportedModel
+from .errors import ConfigMismatch, NeedsTeacher, UnsupportedModel
 from .files import Checkpoint, Config, Weights
 from .guidance import Applied, family_elsewhere, guidance_input
 from .layout import GUIDANCE_KEY, UNet, read_unet
@@ -76,13 +76,7 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
                 "network. Expected a UNet student (LCM, cfg-distill), Flux or HunyuanVideo/Image."
             )
         return load_core_family(source, dtype, disable_dynamic)
-    unet = read_unet(found.weights, found.config, source.name)
-    if unet.guidance_width is None and needs_guidance:
-        raise NoGuidanceInput(
-            f"{source.name}: this network has no guidance input ({GUIDANCE_KEY} is missing). Expected a "
-            "guidance-distilled student. Use Load Checkpoint or Load Diffusion Model for a file, Load "
-            "Student Pipeline for a diffusers folder."
-        )
+    unet = read_unet(found.weights, found.config, source.name, needs_guidance)
     model_config, weights = describe(unet, found, source.name)
     patcher = build(model_config, weights, dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_student if needs_guidance else load_unet, (source,))

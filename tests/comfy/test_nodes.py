@@ -366,14 +366,11 @@ def test_a_missing_tensor_anywhere_is_an_error_that_names_the_file(tmp_path: Pat
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0, 1e9])
 def test_values_outside_the_range_are_refused_by_name(value: float) -> None:
-    assert "guidance" in StudentGuidance.validate_inputs(guidance=value)
-    assert "second_guidance" in StudentGuidance.validate_inputs(second_guidance=value)
     assert "eta" in StudentSampler.validate_inputs(eta=value)
     assert "g_max" in DistillGuidance.validate_inputs(g_max=value)
 
 
 def test_values_that_another_node_gives_are_left_to_it() -> None:
-    assert StudentGuidance.validate_inputs(None, None) is True
     assert StudentSampler.validate_inputs(None) is True
     assert DistillGuidance.validate_inputs(None, 8.0) is True
     assert GuidanceSweep.validate_inputs(None) is True
