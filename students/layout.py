@@ -67,7 +67,7 @@ def read_unet(weights: Weights, config: Config | None, name: str, needs_guidance
     if width is None and needs_guidance:
         raise NoGuidanceInput(
             f"{name}: this network has no guidance input ({GUIDANCE_KEY} is missing). Expected a student. "
-            "Load others with Load Checkpoint, Load Diffusion Model or (folders) Load Student Pipeline."
+            "Use Load Checkpoint or Load Diffusion Model for a file, Load Student Pipeline for a folder."
         )
     marks = frozenset(key for key in PREDICTION_MARKS if found.pop(key, None) is not None)
     arguments = read_layout(found, name)
