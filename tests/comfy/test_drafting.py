@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from pathlib import Path
@@ -173,11 +172,13 @@ def test_weight_patches_reach_the_replicas(teacher: Any, prompts: tuple[list, li
 
 
 def failing(error: Exception, when: int) -> Any:
-    calls = itertools.count(1)  # which a patch that remembers would not keep where one can see it
+    own = threading.local()  # of each thread, so that nothing is seen to remember
 
     def wrapper(apply_model: Any, arguments: dict[str, Any]) -> torch.Tensor:
-        if threading.current_thread() is not threading.main_thread() and next(calls) == when:
-            raise error
+        if threading.current_thread() is not threading.main_thread():
+            own.calls = getattr(own, "calls", 0) + 1
+            if own.calls == when:
+                raise error
         return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
 
     return wrapper
