@@ -15,12 +15,14 @@ from comfy_api.latest import io
 from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
+from ..drafting.messages import both, inform
 from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
 from ..stability.subject import Subject
 from . import inputs
+from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/stability"
 PLOTTED_STEPS = 12
@@ -238,7 +240,9 @@ def measure(subject: Subject, effort: Effort) -> Measured:
     """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
     gave the model.
     """
-    subject = replace(subject, devices=devices_of(subject.model), predict=RowsOnDevices())
+    subject = replace(
+        subject, devices=devices_of(subject.model), predict=RowsOnDevices(both(inform, show_at_node))
+    )
     bar = comfy.utils.ProgressBar(1)
 
     def progress(made: int, of: int) -> None:

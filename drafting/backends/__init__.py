@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MainDeviceOnly, Undraftable
-from ..messages import inform
+from ..messages import Say, inform
 from ..speculation import State
 from .base import Backend, Request
 from .batch import Batch
@@ -40,7 +40,9 @@ class RowsOnDevices:
     and checked, for as long as the same model is asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Say = inform) -> None:
+        """say: told of devices that are left out, and why."""
+        self._say = say
         self._model: Any = None
         self._backend: Backend | None = None
 
@@ -63,7 +65,7 @@ class RowsOnDevices:
     def _choose(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Backend | None:
         """With one state evaluated alone, against which the devices are checked."""
         try:
-            backend = choose_backend(Request(model, extra_args["model_options"]))
+            backend = choose_backend(Request(model, extra_args["model_options"], warn=self._say))
             if backend.places < 2:
                 return None
             backend([State(x, float(sigma[0]))], extra_args)
@@ -74,4 +76,4 @@ class RowsOnDevices:
 
     def _give_up(self, why: Undraftable) -> None:
         self._backend = None
-        inform(f"evaluated on the main device alone: {why}.")
+        self._say(f"evaluated on the main device alone: {why}.")
