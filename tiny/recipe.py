@@ -20,7 +20,6 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from ..devtools.comfyui import locate
-from ..devtools.inprocess import enter_comfyui
 from . import codec, data, decoder, evaluate, export, networks, train
 
 HOME = Path(__file__).parent
@@ -121,7 +120,6 @@ def measure(pipeline: Path, count: int = 500) -> dict:
 
 def distilled(work: Path) -> list[float]:
     """Make the student of the exported teacher; the loss of every update."""
-    enter_comfyui(HOME.parent)
     from .student import make_student
 
     def tell(running, progress) -> None:

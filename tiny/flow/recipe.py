@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from ...common.files import write_json
-from ...devtools.inprocess import enter_comfyui
 from .. import data, train
 from ..evaluate import test_captions
 from . import autoencoder, codec, evaluate, export, network, text
@@ -122,7 +121,6 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    enter_comfyui(ROOT)
     if options.score:
         logging.info("%s", json.dumps(score_so_far(options.work, options.score)))
         return
