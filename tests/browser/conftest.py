@@ -17,7 +17,7 @@ from devtools.server import Server
 from .front_end import FLAGS, FrontEnd
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives, its event loop bars every other from this thread
 def loaded_page(comfy_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
     """The front end, loaded in a browser that knows nothing, past the greeting of a first visit."""
     chromium = browser.find()
