@@ -28,7 +28,7 @@ ROOT = HOME.parents[1]
 PIPELINE = ROOT / "tiny"
 SEED = 20261
 PICTURES = 160_000
-TEACHER = train.Schedule(updates=60_000, decay=12_000, batch=32, rate=1e-3, checkpoint_every=25)
+TEACHER = train.Schedule(updates=18_000, decay=4_500, batch=32, rate=1e-3, checkpoint_every=25)
 DECODER = train.Schedule(updates=3000, decay=1500, batch=8, rate=3e-4)
 SCALES = (1, 2, 4)
 
