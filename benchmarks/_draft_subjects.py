@@ -35,13 +35,15 @@ class Subject:
         return self.name.startswith("mixture")
 
 
-def subjects(teacher: bool) -> Iterator[Subject]:
-    """Two mixtures, the embedded teacher with CFG 4 if asked for, the embedded student."""
-    yield mixture("mixture A", DiagonalMixture(0, 6, 0.15, sampling()))
-    yield mixture("mixture B", DiagonalMixture(1, 3, 0.5, sampling()))
+def subjects(teacher: bool, batch: bool = True) -> Iterator[Subject]:
+    """Two mixtures, the embedded teacher with CFG 4 if asked for, the embedded student. ``batch``: drafts go
+    into batches; else one device evaluates a state a call.
+    """
+    yield mixture("mixture A", DiagonalMixture(0, 6, 0.15, sampling()), batch)
+    yield mixture("mixture B", DiagonalMixture(1, 3, 0.5, sampling()), batch)
     if teacher:
-        yield embedded("tiny/teacher", 4.0)
-    yield embedded("tiny", 1.0)
+        yield embedded("tiny/teacher", 4.0, batch=batch)
+    yield embedded("tiny", 1.0, batch=batch)
 
 
 def sampling() -> Any:
@@ -54,7 +56,7 @@ def sampling() -> Any:
     return Sampling()
 
 
-def mixture(name: str, model: DiagonalMixture) -> Subject:
+def mixture(name: str, model: DiagonalMixture, batch: bool = True) -> Subject:
     """A mixture inside ComfyUI's own sampler call, with the guider's part played by the mixture."""
     import comfy.samplers
 
@@ -82,14 +84,14 @@ def mixture(name: str, model: DiagonalMixture) -> Subject:
         noise = torch.stack(
             [torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
-        extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": True}}, "seed": seeds[0]}
+        extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": batch}}, "seed": seeds[0]}
         guider = Guider()
         return sampler.sample(guider, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
 
     return Subject(name, sigmas, sample)
 
 
-def embedded(name: str, cfg: float, prompt: str = PROMPT) -> Subject:
+def embedded(name: str, cfg: float, prompt: str = PROMPT, batch: bool = True) -> Subject:
     """The embedded student (CFG 1, guidance 4) or its teacher, a row a seed."""
     import comfy.sample
     import comfy.samplers
@@ -105,7 +107,7 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT) -> Subject:
         if name.endswith("teacher")
         else load_student(Source(tiny / "unet", name))
     )
-    model, clip = spread(model, "batch", 0), load_clip(tiny, [])
+    model, clip = spread(model, "batch" if batch else "cpu", 0), load_clip(tiny, [])
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
     positive = node_helpers.conditioning_set_values(positive, {"guidance": 4.0})
 

@@ -29,7 +29,8 @@ NETWORK, SAMPLER, END = "network", "sampler", "once a picture"
 TOTAL, UNDRAFTED = "all but the sampler itself", "the sampler, undrafted"
 ROOMS = {ROOT / "drafting", ROOT / "common"}
 PLACES = {
-    "drafts": "drafts",
+    "states": "drafts",
+    "take": "drafts",
     "statistics": "statistics",
     "_from_window": "verify and carry",
     "_group": "batch",

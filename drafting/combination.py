@@ -67,11 +67,14 @@ def difference(one: Prediction, other: Prediction) -> Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A prediction [P, ...] that the model made at the state x [...] and sigma."""
+    """A prediction [P, ...] that the model made at the state x [...] and sigma; or that was interpolated
+    there, which tells nothing new.
+    """
 
     x: Tensor
     sigma: float
     prediction: Tensor
+    interpolated: bool = False
 
 
 @dataclass(frozen=True)

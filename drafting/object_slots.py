@@ -50,6 +50,13 @@ def slots_of(value: Any) -> Iterator[Held]:
     yield from _of_instance(value)
 
 
+def written_into(network: torch.nn.Module) -> Iterator[Held]:
+    """The public attributes of a network's own object, where patches keep what they keep."""
+    own = {name: held for name, held in vars(network).items() if not name.startswith("_")}
+    yield "attributes", network, Keys(tuple(own)), functools.partial(_write_back, network, own)
+    yield from ((("attribute", name), network, held, None) for name, held in own.items())
+
+
 def _of_function(function: types.FunctionType) -> Iterator[Held]:
     """Its closure, its defaults, and the globals that it names, with the functions of its own module."""
     for cell in function.__closure__ or ():
@@ -119,3 +126,10 @@ def _refill(container: dict, contents: dict) -> None:
 def _reset(container: list | deque, contents: list) -> None:
     container.clear()
     container.extend(contents)
+
+
+def _write_back(network: torch.nn.Module, own: dict) -> None:
+    attributes = vars(network)
+    for name in [name for name in attributes if name not in own and not name.startswith("_")]:
+        del attributes[name]
+    attributes.update(own)

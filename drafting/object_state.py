@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .object_slots import CLOSED, PLAIN, Keys, slots_of
+from .object_slots import CLOSED, PLAIN, Held, Keys, slots_of, written_into
 
 MAX_OBJECTS = 20_000
 """Looked at. What lies beyond is not watched."""
 SAMPLED_VALUES = 8
 """Of each tensor, to see whether it was changed in place."""
 UNNAMED = "a patch in this graph"
+WRITER = "a patch that writes into the network"
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,11 @@ class ObjectState:
         constant: Iterable[Any] = (),
         closed: tuple[type, ...] = (),
         but: Iterable[Any] = (),
+        networks: Iterable[torch.nn.Module] = (),
     ) -> None:
         """constant: roots whose tensors nobody changes in place; closed: further types that are not looked
-        into; but: single objects that are not.
+        into; but: single objects that are not; networks: whose own attributes are looked at, not their
+        layers.
         """
         self._slots: dict[tuple[int, Hashable], Slot] = {}
         self._alive: list[Any] = []  # an object's id stays its own for as long as it lives
@@ -71,17 +74,24 @@ class ObjectState:
         waiting = [(root, _name(root), True) for root in roots]
         waiting += [(root, _name(root), False) for root in constant]
         seen = {id(each) for each in but}
+        for network in networks:
+            waiting += self._add(written_into(network), WRITER, True)
         while waiting and len(seen) < MAX_OBJECTS:
             value, owner, sampled = waiting.pop()
             if id(value) in seen or isinstance(value, (*PLAIN, Tensor, *closed)):
                 continue
             seen.add(id(value))
             self._alive.append(value)
-            owner = _name(value) or owner or UNNAMED
-            for key, container, held, put_back in slots_of(value):
-                self._slots[id(container), key] = Slot(owner, held, _token(held, sampled), put_back)
-                self._alive += [container, held]
-                waiting.append((held, owner, sampled))
+            waiting += self._add(slots_of(value), _name(value) or owner or UNNAMED, sampled)
+
+    def _add(self, slots: Iterable[Held], owner: str, sampled: bool) -> list[tuple[Any, str, bool]]:
+        """The slots of one object. What they hold is to be looked into next."""
+        held_there = []
+        for key, container, held, put_back in slots:
+            self._slots[id(container), key] = Slot(owner, held, _token(held, sampled), put_back)
+            self._alive += [container, held]
+            held_there.append((held, owner, sampled))
+        return held_there
 
     def change(self, now: ObjectState) -> Change:
         """From this look to a later one at the same roots."""
@@ -147,12 +157,20 @@ def _name(value: Any) -> str:
     if isinstance(value, (dict, list, tuple, set, frozenset, *PLAIN)):
         return ""
     if isinstance(value, types.MethodType):
-        return _name(value.__self__)
+        return _name_of_method(value)
     if isinstance(value, functools.partial):
         return _name(value.func)
     if isinstance(value, types.FunctionType):
         return f"{value.__qualname__.partition('.<locals>')[0]} ({last_part(value.__module__)})"
     return f"{type(value).__qualname__} ({last_part(type(value).__module__)})"
+
+
+def _name_of_method(method: types.MethodType) -> str:
+    """A layer's own method is named by who holds it, one that was bound to a layer by itself."""
+    if not isinstance(method.__self__, torch.nn.Module):
+        return _name(method.__self__)
+    own = getattr(type(method.__self__), method.__func__.__name__, None) is method.__func__
+    return "" if own else _name(method.__func__)
 
 
 def last_part(module: str) -> str:

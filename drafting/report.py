@@ -3,40 +3,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
-class EvaluatedState:
-    """One state of a round: its model call; how far the sampler arrived from it (None: it stood there, or
-    never arrived); whether its prediction was used.
+class ReportedCall:
+    """One model call that a round made ready: how far the sampler arrived from it (None: it stood there, or
+    never arrived); whether its prediction was used; whether that was interpolated instead of evaluated.
     """
 
     call: int
     deviation: float | None = None
     accepted: bool | None = None
+    interpolated: bool = False
 
 
 @dataclass
 class Report:
-    """For every round its states, the first of which is where the sampler stood."""
+    """For every round its model calls, in their order."""
 
-    rounds: list[list[EvaluatedState]] = field(default_factory=list)
+    rounds: list[list[ReportedCall]] = field(default_factory=list)
 
     @property
     def evaluations(self) -> int:
-        return sum(len(states) for states in self.rounds)
+        return sum(not each.interpolated for calls in self.rounds for each in calls)
+
+    @property
+    def interpolations(self) -> int:
+        """Those that were used."""
+        return sum(bool(each.interpolated and each.accepted) for calls in self.rounds for each in calls)
 
     @property
     def rejections(self) -> int:
-        return sum(state.accepted is False for states in self.rounds for state in states)
+        return sum(each.accepted is False for calls in self.rounds for each in calls)
 
     @property
     def largest_deviation(self) -> float:
         """Of the drafts that were used."""
-        return max((s.deviation or 0.0 for states in self.rounds for s in states if s.accepted), default=0.0)
+        return max((c.deviation or 0.0 for calls in self.rounds for c in calls if c.accepted), default=0.0)
 
     def settle(self, n: int, deviation: float, accepted: bool) -> None:
         """Enter what became of the newest draft of the n-th model call."""
-        states = next(states for states in reversed(self.rounds) if states[0].call < n)
-        states[n - states[0].call] = EvaluatedState(n, deviation, accepted)
+        for calls in reversed(self.rounds):
+            for i, each in enumerate(calls):
+                if each.call == n and each.deviation is None:
+                    calls[i] = replace(each, deviation=deviation, accepted=accepted)
+                    return
+        raise LookupError(f"no draft of call {n} is open")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,7 @@ from ..kernels.carry import carry
 from .combination import Evaluation, newest_per_sigma
 from .errors import Undraftable
 from .noise import NoiseTape
-from .report import EvaluatedState, Report
+from .report import Report, ReportedCall
 from .statistics import RoundStatistics
 from .window import Drafting, Position, Window
 
@@ -63,6 +63,10 @@ class Evaluate(Protocol):
     @property
     def capacity(self) -> int:
         """States the next round may hold."""
+
+    @property
+    def drafting(self) -> bool:
+        """Whether calls may be left to drafts in the next round."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
         """Predictions [P, ...] at the states, or at the first few of them, in parallel; P is 1, or 2 where
@@ -105,7 +109,7 @@ class SpeculativeModel:
         used, self._used = self._used, []
         norms = torch.stack([norm for _, norm, _, _ in used]).tolist() if used else []
         for (n, _, unit, statistics), norm in zip(used, norms, strict=True):
-            deviation = statistics.lipschitz(n) * norm / unit
+            deviation = statistics.deviation_at(n, statistics.lipschitz(n) * norm / unit)
             if len(self._how.parts) > 1 and self._how.policy.verifies:
                 deviation = max(deviation, statistics.deviation(n))
             self._report.settle(n, deviation, True)
@@ -120,51 +124,56 @@ class SpeculativeModel:
         if n == len(self.calls) or x.shape != self._shape:
             raise Undraftable("it steps otherwise than in its dry run")
         prediction = self._from_window(n, x)
-        if prediction is None:
-            prediction = self._open_window(n, x, sigma, arguments)
-        self._known[n] = Evaluation(x, self.calls[n].sigma, prediction)
+        while prediction is None:
+            self._open_window(n, x, sigma, arguments)
+            prediction = self._from_window(n, x)
+        self._known[n] = prediction
         self._forget(n)
-        return self._deliver(prediction, x, self.calls[n].sigma, arguments)
+        return self._deliver(prediction.prediction, x, self.calls[n].sigma, arguments)
 
-    def _from_window(self, n: int, x: Tensor) -> Tensor | None:
+    def _from_window(self, n: int, x: Tensor) -> Evaluation | None:
         """The prediction of a draft of this call, carried to x, if there is one and it lies near enough."""
         if n not in self._window:
             return None
-        how, statistics = self._how, self._statistics
-        if how.policy.verifies and not how.policy.accepts(deviation := statistics.deviation(n)):
+        how, statistics, found = self._how, self._statistics, self._window[n]
+        drafted = found.interpolated or found.x is not x
+        if drafted and how.policy.verifies and not how.policy.accepts(deviation := statistics.deviation(n)):
             self._report.settle(n, deviation, False)
-            self._dropped, self._window = self._window, {}
+            dropped, self._window = self._window, {}
+            self._dropped = {m: each for m, each in dropped.items() if not each.interpolated}
             return None
-        draft = self._window.pop(n)
-        prediction, norm = carry(draft.prediction, draft.x, x, statistics.dD_dx(n))
-        unit = math.sqrt(x.numel()) * how.space.scale(draft.sigma)
+        del self._window[n]
+        if not drafted:
+            return found
+        prediction, norm = carry(found.prediction, found.x, x, statistics.dD_dx(n))
+        unit = math.sqrt(x.numel()) * how.space.scale(found.sigma)
         self._used.append((n, norm, unit, statistics))
-        return prediction
+        return replace(found, x=x, prediction=prediction)
 
-    def _open_window(self, n: int, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def _open_window(self, n: int, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> None:
         width = self._how.policy.width(len(self._report.rounds), len(self.calls) - n)
+        width = min(width, self.evaluate.capacity)
         position = Position(n, x, self._known, self._dropped)
         window = Window(self._how, self.trace, self.noises, position)
-        drafts = window.drafts(min(width, self.evaluate.capacity) - 1, self._statistics)
-        states = [State(x, self.calls[n].sigma, sigma)]
-        states += [State(draft, self.calls[m].sigma) for m, draft in enumerate(drafts, n + 1)]
+        evaluated = window.evaluated(width, self._statistics, self.evaluate.drafting)
+        states = [
+            State(at, self.calls[m].sigma, sigma if m == n else None)
+            for m, at in zip(evaluated, window.states(evaluated, self._statistics), strict=True)
+        ]
         predictions = self.evaluate(states, arguments)
-        self._report.rounds.append([EvaluatedState(n + i) for i in range(len(predictions))])
-        self._statistics = window.statistics(self._statistics, predictions)
-        self._window = {
-            n + i: Evaluation(state.x, state.sigma, prediction)
-            for i, (state, prediction) in enumerate(zip(states, predictions, strict=False))
-            if i > 0
-        }
+        evaluated = evaluated[: len(predictions)]
+        self._window = window.take(evaluated, predictions)
+        self._report.rounds.append(
+            [ReportedCall(m, interpolated=each.interpolated) for m, each in sorted(self._window.items())]
+        )
+        self._statistics = window.statistics(self._statistics)
         self._dropped = {}
-        return predictions[0]
 
     def _forget(self, n: int) -> None:
         """Keep what states to come depend on, and the newest predictions at the last HISTORY sigmas."""
         oldest_prediction, oldest_noise = self.trace.oldest(n)
-        newest = {
-            id(each) for each in newest_per_sigma([*self._known.values()], self.trace.rising)[-HISTORY:]
-        }
+        evaluated = [each for each in self._known.values() if not each.interpolated]
+        newest = {id(each) for each in newest_per_sigma(evaluated, self.trace.rising)[-HISTORY:]}
         for m in [m for m, each in self._known.items() if m < oldest_prediction and id(each) not in newest]:
             del self._known[m]
         self.noises.forget(oldest_noise)

@@ -53,13 +53,32 @@ class RoundStatistics:
     """
     pairs: dict[int, Pair] = field(default_factory=dict)
     """Of calls that had been evaluated before, at a draft that was dropped."""
+    missed: dict[int, Prediction] = field(default_factory=dict)
+    """By how much predictions that were interpolated may be off."""
+    third: Prediction = ()
+    """F[t0, t1, t2, t3] of the newest evaluations, where there are so many (``interpolation``)."""
+    effects: Sequence[float] = ()
+    """By call: what may be seen of an error of its prediction. () for all of it."""
 
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
-        know without an evaluation at x: Lipschitz constant times distance. Of a latent of several parts the
-        part that may be off furthest.
+        know without an evaluation at x: Lipschitz constant times distance, and what an interpolation may have
+        missed. Of a latent of several parts the part that may be off furthest.
         """
-        return max(self.lipschitz(m, part) * self.distance(m, part) for part in self.parts)
+        return max(
+            self.deviation_at(m, self.lipschitz(m, part) * self.distance(m, part), part)
+            for part in self.parts
+        )
+
+    def deviation_at(self, m: int, carried: float, part: int = 0) -> float:
+        """What may be seen of the m-th prediction: ``carried`` so far off, and interpolated if it was."""
+        missed = self._rms(self.missed[m], part) / self.space.sigma_data if m in self.missed else 0.0
+        return (carried + missed) * (self.effects[m] if self.effects else 1.0)
+
+    @property
+    def third_rms(self) -> float:
+        """RMS of F[t0, t1, t2, t3], of the part of a latent where it is largest."""
+        return max(self._rms(self.third, part) for part in self.parts) if self.third else math.inf
 
     @property
     def parts(self) -> Sequence[int]:
@@ -103,6 +122,10 @@ class RoundStatistics:
         cos2 = min(gram(pair.x, offset) ** 2 / squares, 1.0) if squares > 0 else 1.0
         across = self.lipschitz_elsewhere()
         return max(math.sqrt(cos2 * missed**2 + (1 - cos2) * across**2), MIN_LIPSCHITZ)
+
+    def _rms(self, vectors: Prediction, part: int) -> float:
+        square = max(self.gram.of_part(part).inner(vectors, vectors), 0.0)
+        return math.sqrt(square / (len(vectors) * self.numels[part]))
 
     def _nearest_pair(self, m: int) -> int | None:
         """The m-th call, or the last before it that has a pair."""

@@ -10,7 +10,7 @@ import math
 from PIL import Image, ImageDraw, ImageFont
 
 from ..common.pictures import Font
-from .report import EvaluatedState, Report
+from .report import Report, ReportedCall
 
 CELL, GAP, MARGIN, LEGEND = 44, 4, 16, 64
 SMALLEST = 1024
@@ -36,31 +36,38 @@ def draw(report: Report, places: list[str]) -> Image.Image:
     """RGB picture of a report; ``places`` are the devices that take the states of a round in turn, none where
     one takes all.
     """
-    rows = max(len(states) for states in report.rounds)
+    evaluated = [[call for call in calls if not call.interpolated] for calls in report.rounds]
+    between = [[call for call in calls if call.interpolated] for calls in report.rounds]
+    rows = max(map(len, evaluated))
     names = [places[row % len(places)] if places else "draft" if row else "state" for row in range(rows)]
+    names += ["between"] * max(map(len, between))
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
     left = MARGIN + max(int(font.getlength(name)) for name in names) + MARGIN
     cell = max(CELL, (SMALLEST - left - MARGIN) // len(report.rounds))
     cell = min(cell, 2 * CELL)
-    size = (max(SMALLEST, left + cell * len(report.rounds) + MARGIN), 2 * MARGIN + 28 + rows * CELL + LEGEND)
+    height = 2 * MARGIN + 28 + len(names) * CELL + LEGEND
+    size = (max(SMALLEST, left + cell * len(report.rounds) + MARGIN), height)
     image = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(image)
     calls = 1 + max(state.call for states in report.rounds for state in states)
     title = f"{calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"
+    if report.interpolations:
+        title += f", {report.interpolations} calls left out (between)"
     pen.text((MARGIN, MARGIN - 4), title, INK, font)
     top = MARGIN + 28
     for row, name in enumerate(names):
         pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, font, anchor="lm")
-    for column, states in enumerate(report.rounds):
-        for row, state in enumerate(states):
+    for column, (states, left_out) in enumerate(zip(evaluated, between, strict=True)):
+        cells = [*enumerate(states), *enumerate(left_out, rows)]
+        for row, state in cells:
             x, y = left + column * cell, top + row * CELL
-            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0, small)
-    _legend(pen, left, top + rows * CELL + MARGIN, small)
+            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0 and not left_out, small)
+    _legend(pen, left, top + len(names) * CELL + MARGIN, small)
     return image
 
 
 def _cell(
-    pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: EvaluatedState, anchor: bool, font: Font
+    pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], state: ReportedCall, anchor: bool, font: Font
 ) -> None:
     fill = ANCHOR if anchor else UNUSED if state.deviation is None else colour(state.deviation)
     pen.rounded_rectangle(box, 5, fill)

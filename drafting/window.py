@@ -8,6 +8,7 @@ all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from .combination import (
     newest_per_sigma,
     weighted_sum,
 )
+from .interpolation import NODES, divided_difference, expected_deviation, interpolate
 from .noise import NoiseTape
 from .policies import Policy
 from .predictors import Drafts, carried
@@ -43,14 +45,18 @@ class Drafting:
     drafts: Drafts
     space: Space
     parts: tuple[int, ...] = ()
+    left_out: frozenset[int] = frozenset()
+    """Calls that need not be evaluated, where their neighbours tell enough."""
+    effects: Sequence[float] = ()
+    """By call: what may be seen of an error of its prediction. () for all of it."""
 
 
 @dataclass(frozen=True)
 class Position:
     """Where the sampler stands: it makes its n-th model call at x.
 
-    known: evaluations on which states to come may depend, by call; dropped: those at drafts that were too far
-    off.
+    known: predictions on which states to come may depend, by call; dropped: evaluations at drafts that were
+    too far off.
     """
 
     n: int
@@ -69,36 +75,72 @@ class Window:
         self._span = span = Span(how.parts)
         self._known = {i: span.evaluation(each) for i, each in position.known.items()}
         self._dropped = {m: span.evaluation(each) for m, each in position.dropped.items()}
-        self._history = newest_per_sigma([*self._known.values(), *self._dropped.values()], trace.rising)
+        evaluated = [self._known[i] for i, each in position.known.items() if not each.interpolated]
+        self._rising = trace.rising
+        self._history = newest_per_sigma([*evaluated, *self._dropped.values()], trace.rising)
         self._predicted: dict[int, Prediction] = {}
         self._xi: dict[int, Combination] = {}
-        self._x = [span.vector(position.x)]
+        self._states = {position.n: position.x}
+        self._x = {position.n: span.vector(position.x)}
+        self._seen: dict[int, SpanEvaluation] = {}
+        self._between: dict[int, Prediction] = {}
+        self._missed: dict[int, Prediction] = {}
 
-    def drafts(self, count: int, statistics: RoundStatistics) -> list[Tensor]:
-        """The states of the next ``count`` calls from predicted predictions; none where nothing is known
-        yet.
+    def evaluated(self, width: int, statistics: RoundStatistics, drafting: bool) -> range:
+        """The calls that a round of at most ``width`` states evaluates: from the n-th on, or from the next,
+        where the n-th can be interpolated. The n-th alone where nothing is known yet to draft from.
         """
-        if not self._history or not count:
-            return []
-        x = {i: each.x for i, each in self._known.items()} | {self._n: self._x[0]}
+        if not self._history:
+            return range(self._n, self._n + 1)
+        first = self._n + (drafting and self._can_interpolate(statistics))
+        return range(first, first + width)
+
+    def _can_interpolate(self, statistics: RoundStatistics) -> bool:
+        """Whether leaving out the n-th call is expected to be within the tolerance. Never after a drop."""
+        how, n, calls = self._how, self._n, self._calls
+        if n not in how.left_out or self._dropped or len(self._history) < NODES:
+            return False
+        times = [math.sqrt(each.sigma) for each in self._history]
+        missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)
+        lipschitz = max(statistics.lipschitz(n, part) for part in statistics.parts)
+        return how.policy.accepts(max(how.effects[n] * missed, how.effects[n + 1] * lipschitz * distance))
+
+    def states(self, evaluated: range, statistics: RoundStatistics) -> list[Tensor]:
+        """x, or drafts from predicted predictions: the states of the ``evaluated`` calls."""
+        x = {i: each.x for i, each in self._known.items()} | self._x
         D = {i: each.prediction for i, each in self._known.items()}
-        for m in range(self._n, self._n + count):
+        for m in range(self._n, evaluated[-1]):
             D[m] = self._predicted[m] = self._predict(m, x[m], statistics)
             call = self._calls[m + 1]
             noises = ((v, self._noise(q)) for q, v in call.noise_coeffs)
-            x[m + 1] = weighted_sum([*call.terms(m + 1, x, D), *noises])
-            self._x.append(x[m + 1])
-        return list(self._span.evaluate(self._x[1:]))
+            self._x[m + 1] = x[m + 1] = weighted_sum([*call.terms(m + 1, x, D), *noises])
+        if drafted := [m for m in evaluated if m > self._n]:
+            drafts = self._span.evaluate([self._x[m] for m in drafted])
+            self._states |= dict(zip(drafted, drafts, strict=True))
+        return [self._states[m] for m in evaluated]
 
-    def statistics(self, before: RoundStatistics, predictions: Sequence[Tensor]) -> RoundStatistics:
-        """What the ``predictions`` at x and at the drafts tell; of what they do not, the statistics
-        ``before``.
+    def take(self, evaluated: range, predictions: Sequence[Tensor]) -> dict[int, Evaluation]:
+        """The ``predictions`` of the ``evaluated`` calls, by call, and the n-th interpolated where it is none
+        of them.
         """
-        space, n, calls, drafts = self._how.space, self._n, self._calls, self._how.drafts
-        seen = {
-            m: SpanEvaluation(x, calls[m].sigma, tuple(map(self._span.vector, prediction)))
-            for m, (x, prediction) in enumerate(zip(self._x, predictions, strict=False), n)
+        taken = {
+            m: Evaluation(self._states[m], self._calls[m].sigma, prediction)
+            for m, prediction in zip(evaluated, predictions, strict=True)
         }
+        for m, each in taken.items():
+            parts = tuple(map(self._span.vector, each.prediction))
+            self._seen[m] = SpanEvaluation(self._x[m], each.sigma, parts)
+        if (n := self._n) not in taken:
+            nodes, sigma = [*self._history[1 - NODES :], self._seen[n + 1]], self._calls[n].sigma
+            self._between[n], self._missed[n] = interpolate(self._how.space, nodes, self._x[n], sigma)
+            D = self._span.evaluate(self._between[n])
+            taken[n] = Evaluation(self._states[n], sigma, D, interpolated=True)
+        return taken
+
+    def statistics(self, before: RoundStatistics) -> RoundStatistics:
+        """What the predictions of the round tell; of what they do not, the statistics ``before``."""
+        how, n, calls, seen = self._how, self._n, self._calls, self._seen
+        space, drafts = how.space, how.drafts
         rows: list[Combination] = []
 
         def row(vectors: Prediction) -> Prediction:
@@ -107,7 +149,7 @@ class Window:
             rows.extend(vectors)
             return tuple(Combination({first + p: 1.0}) for p in range(len(vectors)))
 
-        drafted = len(seen) > 1
+        drafted = max(seen) > n
         residuals = (
             [row(each) for each in drafts.predictor.residuals(space, self._history, seen[max(seen)])]
             if drafted
@@ -118,8 +160,12 @@ class Window:
             for m, old in self._dropped.items()
             if m in seen
         }
-        predicted = self._predicted if self._how.policy.verifies else {}
-        errors = {m: row(difference(seen[m].prediction, each)) for m, each in predicted.items() if m in seen}
+        found = {m: each.prediction for m, each in seen.items()} | self._between
+        predicted = self._predicted if how.policy.verifies else {}
+        errors = {m: row(difference(found[m], each)) for m, each in predicted.items() if m in found}
+        missed = {m: row(each) for m, each in self._missed.items()}
+        nodes = newest_per_sigma([*self._history, *seen.values()], self._rising)[-NODES:]
+        third = row(divided_difference(space, nodes)) if how.effects and len(nodes) == NODES else ()
         gram, parameter, elsewhere = self._span.gram(rows), before.parameter, before.lipschitz_elsewhere
         if drafted:
             parameter = partial(drafts.predictor.fit, residuals, gram)
@@ -127,7 +173,18 @@ class Window:
             held = space.dD_dx(drafts.carry, calls[n].sigma)
             elsewhere = partial(secant_error, gram, pairs[n], held, space, calls[n].sigma)
         return RoundStatistics(
-            space, drafts.carry, calls, parameter, elsewhere, self._numels, gram, errors, pairs
+            space,
+            drafts.carry,
+            calls,
+            parameter,
+            elsewhere,
+            numels=self._numels,
+            gram=gram,
+            errors=errors,
+            pairs=pairs,
+            missed=missed,
+            third=third,
+            effects=how.effects,
         )
 
     def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:

@@ -71,7 +71,7 @@ class DraftDevices(io.ComfyNode):
                 io.String.Input(
                     "devices",
                     default="auto",
-                    tooltip="auto: all GPUs; with a single one the picture is sampled plainly. batch: "
+                    tooltip="auto: all GPUs; with a single one, calls between others are left out. batch: "
                     "several states at a time on one device, where nothing in the graph stands against it. "
                     "Or a list such as: cuda:0, cuda:1",
                 ),
@@ -106,8 +106,8 @@ class DraftRefineSampler(io.ComfyNode):
             display_name="Draft-Refine Sampler",
             category=CATEGORY,
             description="Makes any sampler work on several predictions at once: it drafts the next states, "
-            "evaluates them in parallel, and refines. Put Draft Devices before the guider: one device "
-            "samples plainly without it.",
+            "evaluates them in parallel, and refines. Put Draft Devices before the guider; one device "
+            "without it leaves out calls that lie between others.",
             search_aliases=[
                 "multi gpu",
                 "multigpu",
@@ -149,9 +149,9 @@ class DraftRefineKSampler(io.ComfyNode):
             node_id="DizzyDiffDraftRefineKSampler",
             display_name="Draft-Refine KSampler",
             category=CATEGORY,
-            description="KSampler in a fraction of the rounds, on several devices or in batches on one: put "
-            "Draft Devices before it. The second output shows what was evaluated when, and how far each "
-            "draft was off.",
+            description="KSampler in a fraction of the rounds, on several devices or in batches on one, with "
+            "Draft Devices before it; or with fewer calls on one device. The second output shows what was "
+            "evaluated when, and how far each draft was off.",
             search_aliases=["multi gpu", "multigpu", "parallel", "draft", "ksampler", "speed up", "多显卡"],
             inputs=[
                 inputs.model(),

@@ -17,9 +17,10 @@ from ..messages import Say, inform
 from ..speculation import State
 from .base import Backend, Request
 from .batch import Batch
+from .one_device import OneDevice
 from .replicas import Replicas
 
-BACKENDS: tuple[type[Backend], ...] = (Replicas, Batch)
+BACKENDS: tuple[type[Backend], ...] = (Replicas, Batch, OneDevice)
 """In order of preference."""
 
 

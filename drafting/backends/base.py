@@ -74,7 +74,7 @@ class Backend:
         self.request, self.model, self.width = request, request.model, width
         self._graph_hooks = request.post_cfg_hooks
         self._watch: Watch | None = None
-        self._drafted = False
+        self._drafted = self._given_up = False
         self._last: tuple[State, Tensor] | None = None
 
     @classmethod
@@ -86,11 +86,22 @@ class Backend:
     def make(cls, request: Request) -> Backend:
         raise NotImplementedError
 
+    def may_leave_out(self, before: float, sigma: float, behind: float) -> bool:
+        """Whether a call at sigma, between two others, need not be evaluated."""
+        return False
+
     @property
     def capacity(self) -> int:
         """States the next round may hold. One while the graph is still settling into the picture."""
+        return self.width if self.drafting else 1
+
+    @property
+    def drafting(self) -> bool:
+        """Whether the next round may leave calls to drafts. Not while the graph is still settling, nor once
+        drafts are given up.
+        """
         settling = self._watch is not None and self._watch.settling
-        return 1 if settling and not self._drafted else self.width
+        return not self._given_up and not (settling and not self._drafted)
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         """Predictions at the states, or at the first few of them.
@@ -104,13 +115,13 @@ class Backend:
             self._device = states[0].x.device
             self._random = random_states(self._device)
             self._watch = watch(self.model, options, options.get(POST_CFG, [])[self._graph_hooks :])
-        if len(states) > 1 and not self._drafted:
+        if not self._drafted and any(state.given is None for state in states):
             self._drafted = True
             self.check(arguments)
             states = states[: self.width]
         random = random_states(self._device)
         predictions = self.evaluate(states, arguments)
-        if self.width > 1:
+        if not self._given_up:
             self._look(self._watch, drew=not same_states(random, random_states(self._device)))
         if not self._drafted:
             self._last = states[0], predictions[0]
@@ -199,5 +210,5 @@ class Backend:
             raise self.refuse(reason, MainDeviceOnly)
         # So far the model was called as without drafts: it can go on from here.
         self.refuse(reason, MainDeviceOnly)
-        self.width = 1
+        self._given_up = True
         self.request.warn(f"from here on the sampler runs plainly, undrafted: {reason}.")

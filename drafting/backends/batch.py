@@ -17,7 +17,7 @@ from ..messages import inform
 from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol
-from .graph import foreign
+from .graph import active_conditions, foreign
 
 DEFAULT_WIDTH = 4
 CHECKS = 3
@@ -134,7 +134,9 @@ class Batch(Backend):
         """
         groups: dict[tuple, list[int]] = {}
         for i, state in enumerate(states):
-            groups.setdefault(self._active(torch.tensor(state.sigma, dtype=state.x.dtype)), []).append(i)
+            groups.setdefault(
+                active_conditions(self.model, torch.tensor(state.sigma, dtype=state.x.dtype)), []
+            ).append(i)
         predictions: dict[int, Tensor] = {}
         for rows in groups.values():
             together = self._group([states[i] for i in rows], arguments)
@@ -162,25 +164,6 @@ class Batch(Backend):
                 mask = torch.cat([repeat_rows(each, rows, 1) for each in masks])
                 replaced["denoise_mask_function"] = lambda sigma, mask, extra_options: mask
         return self.predict(model, x, sigma, {**arguments, "denoise_mask": mask}, **replaced)
-
-    def _active(self, sigma: Tensor) -> tuple[bool, ...]:
-        """Which conditions, and which of their ControlNets, take part at sigma, compared as core compares: a
-        tensor in the latent's precision with the numbers of a range.
-        """
-
-        def within(start: float | None, end: float | None) -> bool:
-            above, below = start is not None and sigma > start, end is not None and sigma < end
-            return not (above or below)
-
-        seen = []
-        for conditions in self.model.inner_model.conds.values():
-            for condition in conditions:
-                seen.append(within(condition.get("timestep_start"), condition.get("timestep_end")))
-                control = condition.get("control")
-                while control is not None:
-                    seen.append(within(*(control.timestep_range or (None, None))))
-                    control = control.previous_controlnet
-        return tuple(bool(each) for each in seen)
 
 
 def _wait_for(tensor: Tensor) -> None:

@@ -40,10 +40,10 @@ OURS = tuple(f"{PACK}.{room}." for room in ("students", "nodes", "drafting"))
 class Watch:
     """Looks, after every round, whether anything in the graph keeps something from call to call."""
 
-    def __init__(self, roots: list[Any], conds: Any, network: torch.nn.Module | None, but: list[Any]) -> None:
-        self._roots, self._conds, self._network, self._but = roots, conds, network, but
+    def __init__(self, roots: list[Any], conds: Any, network: Any, but: list[Any]) -> None:
+        self._roots, self._conds, self._but = roots, conds, but
+        self._networks = [network] if isinstance(network, torch.nn.Module) else []
         self._first = self._newest = self._state()
-        self._attributes = _attributes(network)
         self._fills = 0
         self.settling = False
         """Something was filled in the last round: it is seen once more before it is trusted."""
@@ -52,21 +52,19 @@ class Watch:
         """Who kept something since the last look. None: nobody."""
         now = self._state()
         change = self._newest.change(now)
-        attributes = _attributes(self._network)
-        written = self._attributes.keys() == attributes.keys() and self._attributes != attributes
-        self.settling = change.filled is not None or self._attributes.keys() != attributes.keys()
+        self.settling = change.filled is not None
         self._fills += self.settling
-        self._newest, self._attributes = now, attributes
-        if self._fills > SETTLING_CALLS:
-            return change.kept or change.filled or "a patch in this graph"
-        return change.kept or ("a patch that writes into the network" if written else None)
+        self._newest = now
+        return change.kept or (change.filled if self._fills > SETTLING_CALLS else None)
 
     def restore(self) -> None:
         """Everything as it was before the first call."""
         self._first.restore()
 
     def _state(self) -> ObjectState:
-        return ObjectState(self._roots, constant=[self._conds], closed=CLOSED, but=self._but)
+        return ObjectState(
+            self._roots, constant=[self._conds], closed=CLOSED, but=self._but, networks=self._networks
+        )
 
 
 def watch(model: Any, options: dict[str, Any], but: list[Any]) -> Watch:
@@ -80,17 +78,6 @@ def watch(model: Any, options: dict[str, Any], but: list[Any]) -> Watch:
     network = getattr(getattr(guider, "inner_model", None), "diffusion_model", None)
     network = network if _patches(model, options) else None
     return Watch(roots, getattr(guider, "conds", None), network, but)
-
-
-def _attributes(network: torch.nn.Module | None) -> dict[tuple[str, str], Hashable]:
-    """Plain public attributes of a network's own object, where patches keep what they keep."""
-    if not isinstance(network, torch.nn.Module):
-        return {}
-    return {
-        (type(network).__name__, name): id(value) if isinstance(value, Tensor) else repr(value)
-        for name, value in vars(network).items()
-        if not name.startswith("_") and isinstance(value, (int, float, str, bool, type(None), Tensor))
-    }
 
 
 def attached(options: Any, depth: int = 8) -> Iterator[Any]:
@@ -147,6 +134,26 @@ def foreign(model: Any, options: dict[str, Any]) -> str | None:
     if any("hooks" in condition for group in guider.conds.values() for condition in group):
         return "a hook in the conditioning"
     return None
+
+
+def active_conditions(model: Any, sigma: Tensor) -> tuple[bool, ...]:
+    """Which conditions of the sampler's model, and which of their ControlNets, take part at sigma, compared
+    as core compares: a tensor in the latent's precision with the numbers of a range.
+    """
+
+    def within(start: float | None, end: float | None) -> bool:
+        above, below = start is not None and sigma > start, end is not None and sigma < end
+        return not (above or below)
+
+    seen = []
+    for conditions in model.inner_model.conds.values():
+        for condition in conditions:
+            seen.append(within(condition.get("timestep_start"), condition.get("timestep_end")))
+            control = condition.get("control")
+            while control is not None:
+                seen.append(within(*(control.timestep_range or (None, None))))
+                control = control.previous_controlnet
+    return tuple(bool(each) for each in seen)
 
 
 def holder_of_network(model: Any, options: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import comfy.k_diffusion.sampling as k_diffusion
@@ -20,6 +21,7 @@ import comfy.samplers
 import node_helpers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_custom_sampler import CFGOverride, SamplerCustom
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
@@ -199,6 +201,49 @@ def test_guidance_that_remembers_is_sampled_in_order(
     assert "remembers earlier model calls" in caplog.text or "one noise level" in caplog.text
 
 
+def in_a_dict(network: Any, output: Tensor) -> Tensor:
+    memory = vars(network).setdefault("memory", {})
+    memory["last"] = 0.5 * memory.get("last", output) + 0.5 * output
+    return memory["last"]
+
+
+def in_an_object(network: Any, output: Tensor) -> Tensor:
+    memory = vars(network).setdefault("memory", SimpleNamespace(calls=0))
+    memory.calls += 1
+    return output / (1 + 0.1 * memory.calls)
+
+
+def in_an_attribute(network: Any, output: Tensor) -> Tensor:
+    network.memory = getattr(network, "memory", 0) + 1
+    return output / (1 + 0.1 * network.memory)
+
+
+@pytest.mark.parametrize("remembering", [in_a_dict, in_an_object, in_an_attribute])
+def test_what_a_patch_keeps_on_the_network_is_seen_and_put_back(
+    remembering: Callable[[Any, Tensor], Tensor],
+    teacher: Any,
+    prompts: Prompts,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As TeaCache and MagCache do for Wan. Each device's network has its own here, and begins it late."""
+
+    def wrapper(executor: Any, x: Tensor, timestep: Tensor, *rest: Any, **named: Any) -> Tensor:
+        output = executor(x, timestep, *rest, **named)
+        late = float(timestep[0]) < 500
+        return remembering(executor.class_obj, output) if late else output
+
+    model = teacher.clone()
+    model.add_wrapper(WrappersMP.DIFFUSION_MODEL, wrapper)
+    network = model.get_model_object("diffusion_model")
+    reference = plain(model, prompts)
+    assert distance(plain(teacher, prompts), reference) > 0.01
+    del network.memory
+    result, report = drafting(model, prompts, TWO)
+    del network.memory
+    same(result, reference)
+    assert report is None and "remembers earlier model calls" in caplog.text
+
+
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
 @pytest.mark.parametrize("devices", [TWO, BATCH])
 def test_caches_are_the_plain_samplers(node: Any, devices: str, teacher: Any, prompts: Prompts) -> None:
@@ -252,19 +297,32 @@ def test_a_patch_on_the_main_devices_network_is_not_run_beside_it(
     assert "forward" not in vars(network)
 
 
+def holding_its_method(network: Any) -> Callable[..., Tensor]:
+    original = network.forward
+    return lambda *args, **kwargs: 0.5 * original(*args, **kwargs)
+
+
+def bound_to_it(network: Any) -> Callable[..., Tensor]:
+    def half(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return 0.5 * type(self).forward(self, *args, **kwargs)
+
+    return MethodType(half, network)
+
+
+@pytest.mark.parametrize("replaced", [holding_its_method, bound_to_it])
 def test_a_replaced_forward_that_is_bound_to_the_main_devices_network_is_not_run_beside_it(
-    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+    replaced: Callable[[Any], Any], teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A replica has the same object patch, and would run the main device's weights."""
     model = teacher.clone()
     network = model.get_model_object("diffusion_model")
-    original = network.forward
-    model.add_object_patch("diffusion_model.forward", lambda *args, **kwargs: 0.5 * original(*args, **kwargs))
+    model.add_object_patch("diffusion_model.forward", replaced(network))
     reference = plain(model, prompts)
     assert distance(plain(teacher, prompts), reference) > 0.01
     result, report = drafting(model, prompts, TWO)
     same(result, reference)
-    assert widest(report) <= 1 and "network of the main device" in caplog.text
+    assert widest(report) <= 1
+    assert f"{replaced.__name__} (test_drafting_trust) works on the network of the main" in caplog.text
 
 
 @pytest.mark.parametrize("devices", [TWO, BATCH])
@@ -436,12 +494,59 @@ def test_a_device_that_never_answers_can_be_interrupted(teacher: Any, prompts: P
         comfy.model_management.interrupt_current_processing(False)
 
 
-def test_one_device_samples_plainly_and_says_so(
+def test_one_device_leaves_calls_out_and_stays_within_what_is_seen(teacher: Any, prompts: Prompts) -> None:
+    reference, (result, report) = plain(teacher, prompts), drafting(teacher, prompts, "cpu")
+    assert report is not None and report.interpolations > 0
+    assert report.evaluations == len(report.rounds)
+    assert distance(result, reference) < 2 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings", "why"),
+    [
+        ("euler_ancestral", Settings(), "adds no noise"),
+        ("heun", Settings(), "once a step"),
+        ("euler", Settings("aggressive"), "mode verified"),
+        ("euler", Settings(drafts="frozen"), "drafts extrapolated"),
+        ("euler", Settings(width=1), "a width of 1"),
+    ],
+)
+def test_one_device_samples_plainly_what_gains_nothing_and_says_why(
+    sampler: str,
+    settings: Settings,
+    why: str,
+    teacher: Any,
+    prompts: Prompts,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inner = comfy.samplers.sampler_object(sampler)
+    result, report = drafting(teacher, prompts, "cpu", inner, settings)
+    assert report is None and why in caplog.text
+    assert torch.equal(result, plain(teacher, prompts, inner))
+
+
+def test_no_call_is_left_out_where_a_prompt_begins_or_ends(teacher: Any, prompts: Prompts) -> None:
+    """A prompt that takes part at a few calls alone is seen at every one of them."""
+    import node_helpers
+
+    positive, negative = prompts
+    short = node_helpers.conditioning_set_values(positive, {"start_percent": 0.5, "end_percent": 0.55})
+    both = [*positive, *short], negative
+    result, report = drafting(teacher, both, "cpu")
+    assert report is not None
+    assert distance(result, plain(teacher, both)) < 2 * TOLERANCE
+
+
+def test_a_patch_on_one_device_is_never_missed_by_a_call_that_is_left_out(
     teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result, report = drafting(teacher, prompts, "cpu")
-    assert report is None and "there is one device" in caplog.text
-    assert torch.equal(result, plain(teacher, prompts))
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, given: apply(given["input"], given["timestep"], **given["c"])
+    )
+    result, report = drafting(model, prompts, "cpu")
+    assert report is None and "there is one device" in caplog.text and "single steps" in caplog.text
+    assert torch.equal(result, plain(model, prompts))
 
 
 def test_a_batch_after_several_devices_has_none_of_them(teacher: Any, prompts: Prompts) -> None:

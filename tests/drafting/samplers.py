@@ -41,8 +41,8 @@ class Here:
     meanwhile.
     """
 
-    def __init__(self, model: Model, capacity: int = 64) -> None:
-        self.model, self.capacity = model, capacity
+    def __init__(self, model: Model, capacity: int = 64, drafting: bool = True) -> None:
+        self.model, self.capacity, self.drafting = model, capacity, drafting
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         return [self.model(state.x, state.sigmas)[None] for state in states]

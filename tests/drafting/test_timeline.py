@@ -6,14 +6,14 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from dizzydiff.drafting.report import EvaluatedState, Report
+from dizzydiff.drafting.report import Report, ReportedCall
 from dizzydiff.drafting.timeline import ANCHOR, INK, UNUSED, colour, draw
 
 REPORT = Report(
     [
-        [EvaluatedState(0)],
-        [EvaluatedState(1), EvaluatedState(2, 1e-4, True), EvaluatedState(3, 0.1, False), EvaluatedState(4)],
-        [EvaluatedState(3), EvaluatedState(4, 1e-2, True)],
+        [ReportedCall(0)],
+        [ReportedCall(1), ReportedCall(2, 1e-4, True), ReportedCall(3, 0.1, False), ReportedCall(4)],
+        [ReportedCall(3), ReportedCall(4, 1e-2, True)],
     ]
 )
 
@@ -43,8 +43,8 @@ def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom()
     first, second, third = 3e-4, 3e-2, 3e-3
     report = Report(
         [
-            [EvaluatedState(0), EvaluatedState(1, first, True), EvaluatedState(2, second, False)],
-            [EvaluatedState(2), EvaluatedState(3, third, True)],
+            [ReportedCall(0), ReportedCall(1, first, True), ReportedCall(2, second, False)],
+            [ReportedCall(2), ReportedCall(3, third, True)],
         ]
     )
     image = draw(report, ["cuda:0", "cuda:1", "cuda:2"])
@@ -59,20 +59,28 @@ def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom()
 
 
 def test_every_round_of_a_long_run_is_in_the_picture() -> None:
-    rounds = [[EvaluatedState(n), EvaluatedState(n + 1, 5e-2, True)] for n in range(100)]
-    rounds[-1][1] = EvaluatedState(100, 2e-4, True)
+    rounds = [[ReportedCall(n), ReportedCall(n + 1, 5e-2, True)] for n in range(100)]
+    rounds[-1][1] = ReportedCall(100, 2e-4, True)
     image = draw(Report(rounds), ["cuda:0", "cuda:1"])
     left, top, right, bottom = box(image, colour(2e-4))
     assert right - left >= 40 and bottom - top >= 40 and right < image.width
 
 
 def test_what_was_dropped_is_crossed_out() -> None:
-    near, far = EvaluatedState(2, 2e-4, True), EvaluatedState(3, 5e-2, False)
-    image = draw(Report([[EvaluatedState(0)], [EvaluatedState(1), near, far]]), [])
+    near, far = ReportedCall(2, 2e-4, True), ReportedCall(3, 5e-2, False)
+    image = draw(Report([[ReportedCall(0)], [ReportedCall(1), near, far]]), [])
     for off, crossed in ((2e-4, False), (5e-2, True)):
         left, top, right, bottom = box(image, colour(off))
         x, y = (3 * left + right) // 4, (3 * top + bottom) // 4  # a quarter of the way along its diagonal
         assert bool((np.asarray(image)[y - 3 : y + 4, x - 3 : x + 4] == INK).all(-1).any()) == crossed
+
+
+def test_a_call_that_was_left_out_is_shown_below_those_that_were_evaluated() -> None:
+    between = ReportedCall(1, 2e-3, True, interpolated=True)
+    report = Report([[ReportedCall(0)], [between, ReportedCall(2, 2e-2, True)]])
+    image = draw(report, [])
+    assert box(image, colour(2e-3))[1] > box(image, colour(2e-2))[3]
+    assert (report.evaluations, report.interpolations, report.largest_deviation) == (2, 1, 2e-2)
 
 
 def test_the_report_counts() -> None:

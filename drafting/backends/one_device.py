@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One state after the other, on the model's own device."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import Undraftable
+from .base import Backend, Request
+from .batch import Batch
+from .graph import active_conditions, foreign
+
+
+class OneDevice(Backend):
+    """A state a call, in the sampler's order. What is gained are calls that are left out, since they lie
+    between others.
+
+    What is left out is not seen: a patch that acts at a single step would be missed. So only core's own is
+    sampled so.
+    """
+
+    @classmethod
+    def refusal(cls, request: Request) -> Undraftable | None:
+        if request.wish.get("batch", False):
+            return Batch.refusal(request)
+        if request.states_a_round == 1:
+            return Undraftable("a width of 1 leaves nothing to draft")
+        if (who := foreign(request.model, request.options)) is not None:
+            return Undraftable(
+                f"there is one device, and {who} may act at single steps, so that none may be left out"
+            )
+        return None
+
+    @classmethod
+    def make(cls, request: Request) -> OneDevice:
+        return cls(request, 1)
+
+    def may_leave_out(self, before: float, sigma: float, behind: float) -> bool:
+        """Where the same conditions take part at all three."""
+        dtype = self.request.model.sigmas.dtype
+        active = {
+            active_conditions(self.request.model, torch.tensor(each, dtype=dtype))
+            for each in (before, sigma, behind)
+        }
+        return len(active) == 1
+
+    def __str__(self) -> str:
+        return "one device"
