@@ -211,6 +211,9 @@ def attempt(
     if widths - {1}:
         trial.row_error = watched.error
         trial.verdict = "drafted in batches" if watched.batched else "drafted, a state a call"
+    elif reports and not trial.warned:
+        left_out = sum(report.interpolations for report in reports)
+        trial.verdict = f"one device, {left_out} calls left out" if left_out else "one device, every call made"
     else:
         trial.verdict = f"stands aside: {reason(trial.warned)}"
     return trial
