@@ -213,7 +213,7 @@ def attempt(
         trial.verdict = "drafted in batches" if watched.batched else "drafted, a state a call"
     elif reports and not trial.warned:
         left_out = sum(report.interpolations for report in reports)
-        trial.verdict = f"one device, {left_out} calls left out" if left_out else "one device, every call made"
+        trial.verdict = f"one device, {left_out or 'no'} calls left out"
     else:
         trial.verdict = f"stands aside: {reason(trial.warned)}"
     return trial

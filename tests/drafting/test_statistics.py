@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dizzydiff.common.sampler_trace import ModelCall, trace
-from dizzydiff.drafting.combination import Combination, Span
+from dizzydiff.drafting.combination import Combination, Evaluation, Span
 from dizzydiff.drafting.policies import Policy
 from dizzydiff.drafting.predictors import DRAFTS
 from dizzydiff.drafting.space import Space
@@ -31,8 +31,8 @@ class Watched(SpeculativeModel):
     the draft in truth.
     """
 
-    def _from_window(self, n: int, x: Tensor) -> Tensor | None:
-        if (draft := self._window.get(n)) is not None:
+    def _from_window(self, n: int, x: Tensor) -> Evaluation | None:
+        if (draft := self._window.get(n)) is not None and draft.x is not x:
             distance = float((x - draft.x).square().mean().sqrt()) / SPACE.scale(draft.sigma)
             self.__dict__.setdefault("seen", []).append((n, self._statistics, distance))
         return super()._from_window(n, x)
