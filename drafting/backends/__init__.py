@@ -69,7 +69,7 @@ class RowsOnDevices:
             backend = choose_backend(Request(model, extra_args["model_options"], warn=self._say))
             if backend.places < 2:
                 return None
-            backend([State(x, float(sigma[0]))], extra_args)
+            backend([State(x, float(sigma[0]), sigma[:1])], extra_args)
             return backend
         except Undraftable as why:
             self._give_up(why)
