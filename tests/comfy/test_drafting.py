@@ -149,6 +149,29 @@ def test_a_sampler_that_steps_otherwise_than_its_dry_run_is_told_of(
     assert "steps otherwise than a dry run" in caplog.text
 
 
+@pytest.mark.parametrize("devices", ["batch", "cpu, cpu:1"])
+def test_a_sampler_that_calls_once_more_than_its_dry_run_runs_as_it_is(
+    devices: str, teacher: Any, prompts: tuple[list, list], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found out at its last call, when all has been drafted: what the devices answered then is forgotten."""
+
+    def insisting(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
+        x = comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, **rest)
+        if x.shape[-1] == 12:
+            x = model(x, sigmas[-2] * x.new_ones(len(x)), **rest.get("extra_args", {}))
+        return x
+
+    model, sampler = spread(teacher, devices, 0), comfy.samplers.KSAMPLER(insisting)
+    sigmas = comfy.samplers.KSampler(model, STEPS, model.load_device, "euler", "karras", 1.0).sigmas
+    drafted = DraftRefine(sampler, Settings("aggressive", 0, 0.05))
+    result, reference = (
+        SamplerCustom.execute(of, True, 7, 4.0, *prompts, using, sigmas, empty()).result[0]["samples"]
+        for of, using in ((model, drafted), (teacher, sampler))
+    )
+    assert "steps otherwise than in its dry run" in caplog.text
+    torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["conservative", "aggressive", "verified"])
 def test_two_devices_take_a_state_each_and_agree_with_one(
     mode: str, two: Any, teacher: Any, prompts: tuple[list, list]
@@ -219,16 +242,21 @@ def test_interruption_leaves_no_thread_behind(two: Any, prompts: tuple[list, lis
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("kind", ["mask", "differential"])
+@pytest.mark.parametrize("kind", ["mask", "differential", "another pack's"])
 @pytest.mark.parametrize("devices", ["batch", "cpu, cpu:1"])
 def test_masks_hold_in_every_state_of_a_round(
     kind: str, devices: str, teacher: Any, prompts: tuple[list, list]
 ) -> None:
     model = DifferentialDiffusion.execute(teacher).result[0] if kind == "differential" else teacher
+    if kind == "another pack's":
+        model = teacher.clone()
+        model.set_model_denoise_mask_function(
+            lambda sigma, mask, extra_options: mask.sqrt() * (sigma.reshape(-1, 1, 1, 1) > 1)
+        )
     ramp = torch.linspace(0, 1, 12).expand(2, 12, 12)
     latent = {
         "samples": torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0)),
-        "noise_mask": ramp if kind == "differential" else (ramp > 0.5).float(),
+        "noise_mask": (ramp > 0.5).float() if kind == "mask" else ramp,
     }
     reference = plain(model, prompts, latent=latent)
     result, report = run(spread(model, devices, 0), prompts, latent=latent, tolerance=1e-3)
@@ -273,7 +301,30 @@ def test_a_batch_that_does_not_pay_is_told_of(
     finally:
         del model.model.apply_model
     assert report is not None and max(len(states) for states in report.rounds) == 4
-    assert ("gain little or nothing" in caplog.text) == told
+    assert caplog.text.count("gain little or nothing") == told, "once, after the last check"
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    teacher: Any, prompts: tuple[list, list], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = spread(teacher, "batch", 4)
+    apply, asked = model.model.apply_model, list[int]()
+
+    def short_of_memory(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        asked.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return apply(x, *args, **kwargs)
+
+    model.model.apply_model = short_of_memory
+    try:
+        result, report = run(model, prompts, "euler", "aggressive", steps=20, cfg=1.0)
+    finally:
+        del model.model.apply_model
+    assert "a batch of 4 states does not fit into memory; going on with 2" in caplog.text
+    assert report is not None and max(asked) == 4 and asked.count(4) == 1, "it is not tried again"
+    assert max(len(states) for states in report.rounds) == 2
+    assert deviation(result, plain(teacher, prompts, cfg=1.0, steps=20)) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ where they are not, the picture is the plain sampler's and the log says who is i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -244,6 +246,25 @@ def test_what_a_patch_keeps_on_the_network_is_seen_and_put_back(
     assert report is None and "remembers earlier model calls" in caplog.text
 
 
+@pytest.mark.parametrize("below", [math.inf, 3.0])
+def test_guidance_that_draws_random_numbers_is_the_plain_samplers(
+    below: float, teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, or when the noise is low: what drafts drew of them is put back."""
+
+    def noisy(arguments: dict[str, Any]) -> Tensor:
+        move = arguments["cond"] - arguments["uncond"]
+        if float(arguments["sigma"][0]) < below:
+            move = move * (1 + 0.5 * torch.randn(()))
+        return arguments["uncond"] + 4.0 * move
+
+    model = teacher.clone()
+    model.set_model_sampler_cfg_function(noisy)
+    result, _ = drafting(model, prompts, TWO)
+    same(result, plain(model, prompts))
+    assert "draws random numbers" in caplog.text
+
+
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
 @pytest.mark.parametrize("devices", [TWO, BATCH])
 def test_caches_are_the_plain_samplers(node: Any, devices: str, teacher: Any, prompts: Prompts) -> None:
@@ -415,6 +436,46 @@ def test_noise_of_a_kind_of_its_own_is_left_alone(
     same(result, plain(teacher, prompts, sampler))
 
 
+@pytest.mark.parametrize("wrap", [lambda function: function, functools.partial], ids=["plain", "partial"])
+def test_noise_is_that_of_the_module_of_the_sampler(
+    wrap: Callable[[Any], Any], teacher: Any, prompts: Prompts
+) -> None:
+    """Another pack's default, which is not core's."""
+    spec = importlib.util.spec_from_file_location("comfy.k_diffusion.another", k_diffusion.__file__)
+    assert spec and spec.loader
+    other: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+
+    def uniform(x: Tensor, seed: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(seed or 0)
+        return lambda sigma, sigma_next: (torch.rand(x.shape, generator=generator) - 0.5) * 12**0.5
+
+    other.default_noise_sampler = uniform
+    sampler = comfy.samplers.KSAMPLER(wrap(other.sample_euler_ancestral))
+    result, report = drafting(teacher, prompts, TWO, sampler, steps=20)
+    assert report is not None and widest(report) == 2
+    assert distance(result, plain(teacher, prompts, sampler, steps=20)) < 5 * TOLERANCE
+
+
+def test_finding_out_whose_noise_it_is_draws_none_of_the_users(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sampler that draws from torch's own generator is sampled as it is, from the same noise."""
+
+    def own(model: Any, x: Tensor, sigmas: Tensor, noise_sampler: Any = None, **rest: Any) -> Tensor:
+        noise = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
+        return k_diffusion.sample_euler_ancestral(model, x, sigmas, noise_sampler=noise, **rest)
+
+    sampler = comfy.samplers.KSAMPLER(own)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        reference = plain(teacher, prompts, sampler)
+        torch.manual_seed(5)
+        result, report = drafting(teacher, prompts, TWO, sampler)
+    assert report is None and "a kind of its own" in caplog.text
+    same(result, reference)
+
+
 def test_the_largest_seed_draws_what_it_draws_without_drafts(teacher: Any, prompts: Prompts) -> None:
     seed = 2**64 - 1
     result, _ = drafting(teacher, prompts, TWO, seed=seed)
@@ -431,11 +492,12 @@ def only_in_threads(act: Callable[[], Any]) -> Callable[..., Tensor]:
     return wrapper
 
 
+@pytest.mark.parametrize("factor", [1.02, math.nan])
 def test_a_device_that_predicts_otherwise_is_left_out(
-    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+    factor: float, teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = teacher.clone()
-    model.set_model_unet_function_wrapper(only_in_threads(lambda: 1.02))
+    model.set_model_unet_function_wrapper(only_in_threads(lambda: factor))
     result, report = drafting(model, prompts, TWO)
     assert "cpu:1 predicts otherwise than cpu does" in caplog.text
     assert widest(report) == 1
@@ -580,3 +642,60 @@ def test_a_graph_is_asked_once(devices: str, teacher: Any, prompts: Prompts) -> 
         on_main = len(reports[0].rounds) if devices == TWO else reports[0].evaluations
         extra.append(rows - on_main)
     assert extra[1] == 0 <= extra[0] <= 3
+
+
+def test_devices_are_checked_once_a_graph(teacher: Any, prompts: Prompts) -> None:
+    """The other device predicts one state beside those of its rounds, in the first picture alone."""
+    model = spread(teacher, TWO, 0)
+    replica, calls = model.get_additional_models_with_key("multigpu")[0].model, 0
+    apply = replica.apply_model
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return apply(*args, **kwargs)
+
+    extra = []
+    for seed in (1, 2):
+        reports: list[Report] = []
+        settings = Settings("aggressive", 0, TOLERANCE)
+        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), settings, on_report=reports.append)
+        replica.apply_model, calls = counted, 0
+        try:
+            sampled(model, prompts, sampler, seed=seed, cfg=1.0)
+        finally:
+            del replica.apply_model
+        extra.append(calls - sum(len(states) - 1 for states in reports[0].rounds))
+    assert extra == [1, 0]
+
+
+def test_a_graph_that_was_refused_is_not_tried_again(
+    teacher: Any, clip: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three texts for two rows go together otherwise in a batch: the second picture evaluates none."""
+    words = ("a large red circle on white", "a small blue square on black", "a large green triangle on white")
+    each = [encoded(clip, word) for word in words]
+    mixed = ([[torch.cat([one[0][0] for one in each]), each[0][0][1]]], prompts[1])
+    model, calls = spread(teacher, BATCH, 4), 0
+    apply = model.model.apply_model
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return apply(*args, **kwargs)
+
+    made = []
+    for sampler in (euler_drafted(), euler_drafted(), comfy.samplers.sampler_object("euler")):
+        caplog.clear()
+        model.model.apply_model, calls = counted, 0
+        try:
+            sampled(model, mixed, sampler, rows=2)
+        finally:
+            del model.model.apply_model
+        made.append((calls, "several noise levels" in caplog.text))
+    (first, told), (second, told_again), (plainly, _) = made
+    assert told and told_again and first > second == plainly
+
+
+def euler_drafted() -> DraftRefine:
+    return DraftRefine(comfy.samplers.sampler_object("euler"), Settings("aggressive", 4, TOLERANCE))

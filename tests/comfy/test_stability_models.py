@@ -120,6 +120,25 @@ def test_kinds_of_sampling_with_the_same_sigmas_are_two_models(model: Any) -> No
     assert len({key(each) for each in (model, *kinds)}) == len(kinds) + 1
 
 
+def test_a_sampling_that_is_changed_in_place_is_another_model(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, sampling = key(model), model.get_model_object("model_sampling")
+    monkeypatch.setattr(sampling, "sigma_data", 0.5 * sampling.sigma_data)
+    assert key(model) != before
+
+
+def test_models_that_come_along_count(model: Any) -> None:
+    """Such as a network that a patch calls beside the model."""
+
+    def beside(other: Any) -> Any:
+        patched = model.clone()
+        patched.set_additional_models("helper", [other])
+        return patched
+
+    assert len({key(model), *(key(beside(lora(model, strength))) for strength in (0.5, 0.75))}) == 3
+
+
 def test_conditioning_counts_and_the_prompt_does_not(model: Any) -> None:
     assert key(model, prompt=2 * PROMPT) == key(model)
     hooks = [

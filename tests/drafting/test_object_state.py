@@ -143,6 +143,22 @@ def test_what_is_only_filled_is_told_apart_from_what_is_replaced() -> None:
     assert filled.change(ObjectState([cache])).kept
 
 
+def test_a_container_that_lost_something_was_not_only_filled() -> None:
+    """The last step's entry makes way for this step's, as in a cache of one."""
+    cache = {"step 1": 0.5}
+    before = ObjectState([cache])
+    cache.clear()
+    cache["step 2"] = 0.5
+    assert before.change(ObjectState([cache])).kept
+
+
+def test_a_change_anywhere_in_a_tensor_is_seen() -> None:
+    cache = [torch.zeros(1000)]
+    before = ObjectState([cache])
+    cache[0][500:] += 1
+    assert before.change(ObjectState([cache])).kept
+
+
 @pytest.mark.parametrize("name", ["closure", "global", "attribute", "class", "deque", "nested"])
 def test_what_was_kept_is_put_back(name: str) -> None:
     patch = REMEMBERING[name]()

@@ -122,6 +122,25 @@ def test_of_evaluations_at_a_rounding_of_one_sigma_the_last_is_kept(rising: bool
     assert kept == sorted([run[0], run[3], run[4], run[5]], key=lambda each: each.sigma, reverse=not rising)
 
 
+def test_sigmas_near_zero_are_told_apart_by_their_ratio() -> None:
+    x = torch.zeros(1)
+    run = [Evaluation(x, sigma, x) for sigma in (4e-4, 3e-4, 2.9e-4)]
+    assert newest_per_sigma(run) == run
+
+
+def test_parts_of_a_latent_have_inner_products_of_their_own() -> None:
+    """Of two rows, packed from parts of 1, 2 and 4; numbered from 1, where 0 is the whole."""
+    span, parts = Span((1, 2, 4)), (1, 2, 4)
+    one, other = torch.randn(2, 2, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = span.gram([span.vector(one), span.vector(other)])
+    pair = Combination({0: 1.0}), Combination({1: 1.0})
+    products = [
+        float((a * b).sum()) for a, b in zip(one.split(parts, -1), other.split(parts, -1), strict=True)
+    ]
+    assert [gram.of_part(part)(*pair) for part in range(4)] == pytest.approx([sum(products), *products])
+    assert gram(*pair) == pytest.approx(sum(products))
+
+
 @given(
     st.integers(0, 3), st.lists(st.floats(0.1, 5), min_size=4, max_size=4, unique_by=lambda t: round(t, 1))
 )
@@ -150,6 +169,33 @@ def test_an_eps_polynomial_is_exact_where_eps_is_one_and_its_order_is_found(orde
             (predicted(predictor, space, rough, o, x, sigmas[4]) - ahead.prediction).square().mean()
         ),
     )
+
+
+def test_an_order_is_not_judged_by_fewer_predictions_than_it_goes_through() -> None:
+    """Through three predictions goes a parabola; that it is exact says nothing of order 3."""
+    space, x = Space(), vector(0)
+
+    def known(sigma: float) -> Evaluation:
+        return Evaluation(x, sigma, space.D_of_eps(x, (vector(1) + sigma * vector(2))[None], sigma))
+
+    history, ahead = [known(sigma) for sigma in (4.0, 3.0, 2.0)], known(1.2)
+    assert fitted(EpsPolynomial((1, 3)), space, history, ahead) == 1
+
+
+def test_where_all_is_noise_the_newest_prediction_stands() -> None:
+    """At a flow model's highest level alpha is 0, and eps says nothing of D: it is carried as with F held."""
+    space = Space(alpha_flow)
+    known = [Evaluation(vector(i), sigma, vector(9 + i)[None]) for i, sigma in enumerate((0.9, 0.8))]
+    found = predicted(EpsPolynomial((1,)), space, known, 1, vector(5), 1.0)
+    torch.testing.assert_close(found, known[-1].prediction)
+    assert space.dD_dx("eps", 1.0) == space.dD_dx("F", 1.0) == 0
+
+
+def test_until_there_is_evidence_the_newest_prediction_follows_the_state_as_that_of_gaussian_data() -> None:
+    space, predictor, x = Space(), GaussianResponse(), vector(5)
+    old, new = (Evaluation(vector(i), sigma, vector(9 + i)[None]) for i, sigma in enumerate((4.0, 2.0)))
+    found = predicted(predictor, space, [old, new], predictor.start, x, 1.0)
+    torch.testing.assert_close(space.F_of(x, found, 1.0), space.F_of(new.x, new.prediction, 2.0))
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.05, 20.0), st.floats(0.05, 20.0))
@@ -222,3 +268,16 @@ def test_drafts_and_the_sampler_hear_the_plain_samplers_noises() -> None:
         True
     ] * 5
     assert asked == noise_sigmas, "a noise is drawn once, and for the sigmas at which the sampler asks"
+
+
+def test_a_drafts_noise_is_drawn_for_the_very_sigmas_at_which_the_sampler_asks() -> None:
+    """In the dtype of the run: 0.1 has other digits in single precision, and noise may depend on them."""
+    asked = []
+
+    def draw(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        asked.append((sigma, sigma_next))
+        return vector(0)
+
+    sigmas = torch.tensor([0.1, 0.03], dtype=torch.float64)
+    assert torch.equal(NoiseTape(draw, [(0.1, 0.03)], sigmas)[0], vector(0))
+    assert torch.equal(torch.stack(asked[0]), sigmas)

@@ -18,7 +18,7 @@ from dizzydiff.drafting.policies import Policy
 from dizzydiff.drafting.predictors import DRAFTS
 from dizzydiff.drafting.space import Space
 from dizzydiff.drafting.speculation import SpeculativeModel
-from dizzydiff.drafting.statistics import MIN_LIPSCHITZ, Pair, RoundStatistics
+from dizzydiff.drafting.statistics import MIN_LIPSCHITZ, Pair, RoundStatistics, secant_error
 from dizzydiff.drafting.window import Drafting
 
 from .samplers import SAMPLERS, Mixture, StandIn, drafted, euler, karras, start
@@ -71,6 +71,12 @@ def test_the_secant_finds_the_slope_of_a_model_that_is_linear_in_its_state(true_
     _, speculative = drafted(euler, model, sigmas, start(sigmas, 1), how, Watched)
     slopes = [found.dD_dx(n) for n, found, _ in speculative.seen if n in found.pairs]
     assert slopes and slopes == pytest.approx([true_slope] * len(slopes), abs=1e-6)
+    for found in [found for _, found, _ in speculative.seen if found.pairs]:
+        sigma = found.calls[min(found.pairs)].sigma
+        off = abs(true_slope - SPACE.gaussian_slope(sigma)) * SPACE.scale(sigma)
+        assert found.lipschitz_elsewhere() == pytest.approx(off, abs=1e-6), (
+            "by what the last dropped draft was off"
+        )
 
 
 @given(st.floats(0, math.pi / 2), st.floats(0.05, 3), st.floats(0.3, 2))
@@ -148,3 +154,65 @@ def test_calls_without_a_pair_take_the_share_of_the_last_that_has_one() -> None:
     assert found.dD_dx(1) == SPACE.gaussian_slope(calls[1].sigma)
     assert found.dD_dx(4) == pytest.approx(0.25 * SPACE.gaussian_slope(calls[4].sigma))
     assert found.lipschitz(4) == MIN_LIPSCHITZ < found.lipschitz(1) == 1.0
+
+
+@pytest.mark.parametrize("worst", [0, 1, 2])
+def test_a_latent_deviates_as_much_as_its_part_that_is_furthest_off(worst: int) -> None:
+    """Two rows, packed from parts of 3, 4 and 5."""
+    parts, calls = (3, 4, 5), calls_of_euler(4)
+    pieces = [torch.full((2, 1, length), 3.0 if i == worst else 1.0) for i, length in enumerate(parts)]
+    span = Span(parts)
+    gram = span.gram([span.vector(torch.cat(pieces, -1).double())])
+    numels = (2 * sum(parts), *(2 * length for length in parts))
+    errors = {0: (Combination({0: 1.0}),)}
+    found = RoundStatistics(SPACE, "F", calls, lambda: 1, lambda: 0.5, numels, gram, errors)
+    step = 1 - calls[1].sigma / calls[0].sigma
+    assert found.deviation(1) == pytest.approx(0.5 * 3 * step / SPACE.scale(calls[1].sigma))
+
+
+def test_a_latent_of_several_parts_is_drafted_to_the_tolerance_in_each() -> None:
+    """A small part that moves, beside one of which every draft is exact, and in which it would be
+    lost: the deviation that counts, and is reported, is that of the small one, twice that of the whole.
+    """
+
+    def model(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        still, moving = x.split((12, 4), -1)
+        return torch.cat([still * 0, moving / 2 + torch.sin(9 * sigma).reshape(-1, 1, 1)], -1)
+
+    sigmas = karras(20, top=3.0)
+    drafts = Drafting(Policy("verified", 4, 0.05), DRAFTS["extrapolated"](False), SPACE, parts=(12, 4))
+    _, speculative = drafted(euler, model, sigmas, start(sigmas, 2)[:, None], drafts, Watched)
+    newest = {n: found.lipschitz(n, 2) * 2 * distance for n, found, distance in speculative.seen}
+    used = {
+        state.call: state.deviation
+        for states in speculative.report.rounds
+        for state in states
+        if state.accepted
+    }
+    assert len(used) > 3
+    for n, reported in used.items():
+        assert reported == pytest.approx(newest[n], abs=1e-9) and reported < 0.05
+
+
+def test_a_prediction_with_uncond_beside_it_tells_the_mean_of_both() -> None:
+    """Slopes of 0.2 and 0.6 along the pair: a secant of 0.4, which misses each by 0.2."""
+    calls, span = calls_of_euler(4), Span()
+    x = torch.ones(4, dtype=torch.float64)
+    gram = span.gram([span.vector(each) for each in (x, 0.2 * x, 0.6 * x)])
+    pair = Pair(Combination({0: 1.0}), (Combination({1: 1.0}), Combination({2: 1.0})))
+    found = RoundStatistics(SPACE, "F", calls, lambda: 1, gram=gram, pairs={1: pair})
+    assert found.dD_dx(1) == pytest.approx(0.4)
+    sigma = calls[1].sigma
+    assert secant_error(gram, pair, found.dD_dx(1), SPACE, sigma) == pytest.approx(0.2 * SPACE.scale(sigma))
+
+
+def test_two_evaluations_at_one_state_tell_no_slope_and_if_they_differ_no_bound() -> None:
+    calls, span = calls_of_euler(4), Span()
+    nothing, change = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    gram = span.gram([span.vector(nothing), span.vector(change)])
+    x, D = Combination({0: 1.0}), Combination({1: 1.0})
+    found = RoundStatistics(SPACE, "F", calls, lambda: 1, lambda: 0.7, gram=gram, pairs={1: Pair(x, (D,))})
+    assert found.dD_dx(1) == SPACE.gaussian_slope(calls[1].sigma)
+    assert found.lipschitz(1) == 0.7
+    assert secant_error(gram, Pair(x, (D,)), 0.5, SPACE, 1.0) == math.inf
+    assert secant_error(gram, Pair(x, (x,)), 0.5, SPACE, 1.0) == 0.0

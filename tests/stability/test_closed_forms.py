@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ from dizzydiff.stability.profile import (
     response_levels,
 )
 from dizzydiff.stability.refine import loss, refine
-from dizzydiff.stability.solvers import EULER, HEUN, SOLVERS, Solver
+from dizzydiff.stability.solvers import DPMPP_2M, EULER, HEUN, SOLVERS, Solver
 
 ZERO = torch.zeros(1, dtype=torch.float64)
 
@@ -39,9 +40,9 @@ def wide(table: Tensor) -> Tensor:
     return table[:, None, None]
 
 
-def gaussian_table(probes: int = 3, r: int = 4) -> tuple[LinearizedModel, Tensor]:
+def gaussian_table(probes: int = 3, r: int = 4, lowest: float = 1e-3) -> tuple[LinearizedModel, Tensor]:
     """The same as a measured model, exact in all of its r dimensions, and its images x0 [P, r]."""
-    sigmas = torch.logspace(1, -3, TABLE_POINTS, dtype=torch.float64)
+    sigmas = torch.logspace(1, math.log10(lowest), TABLE_POINTS, dtype=torch.float64)
     x0 = torch.randn(probes, r, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     tau, eye = torch.hypot(sigmas, torch.ones_like(sigmas)), torch.eye(r, dtype=torch.float64)
     responses = (eye / tau[:, None, None, None] ** 2).expand(-1, probes, -1, -1)
@@ -68,6 +69,23 @@ def test_a_solver_converges_with_its_order(solver: Solver) -> None:
         return abs(float(solver.solve(gaussian, start, grid[None])) - 1)
 
     assert math.log2(error(200) / error(400)) == pytest.approx(solver.order, abs=0.15)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_a_solver_keeps_its_order_where_steps_are_uneven(solver: Solver) -> None:
+    """Every other step in ln sigma is twice as long."""
+
+    def error(steps: int) -> float:
+        log_sigmas = torch.tensor([0.0] + [1.0, 2.0] * (steps // 2), dtype=torch.float64).cumsum(0)
+        grid = torch.cat([10 * torch.exp(-7 * math.log(10) * log_sigmas / log_sigmas[-1]), ZERO])
+        start = torch.full((1, 1, 1), math.hypot(1, 10), dtype=torch.float64)
+        return abs(float(solver.solve(gaussian, start, grid[None])) - 1)
+
+    assert math.log2(error(200) / error(400)) == pytest.approx(solver.order, abs=0.15)
+
+
+def test_unevenness_costs_most_where_a_step_extrapolates_the_one_before() -> None:
+    assert EULER.unevenness_price == HEUN.unevenness_price < DPMPP_2M.unevenness_price
 
 
 def test_efforts_cost_the_calls_that_the_node_shows() -> None:
@@ -131,6 +149,78 @@ def test_differences_are_taken_three_tenths_of_sigma_away_to_both_sides_in_turn(
     assert ((away[1:] * away[:-1]).sum(-1) < 0).all()
 
 
+def test_probes_run_along_the_second_order_solver() -> None:
+    """Of a Gaussian, through levels that are uneven in ln sigma: DPM-Solver++(2M)."""
+    sigmas, measured, solved = level_sigmas(10.0, 0.05, 9, False), list[Tensor](), list[Tensor]()
+
+    def watched(x: Tensor, sigma: Tensor, seen: list[Tensor]) -> Tensor:
+        seen.append(x)
+        return gaussian(x, sigma)
+
+    start = 10 * torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    DPMPP_2M.solve(lambda x, sigma: watched(x, sigma, solved), start, torch.cat([sigmas, ZERO])[None])
+    measure(
+        lambda x, sigma: watched(x, torch.tensor(sigma), measured)[0],
+        start[0],
+        sigmas,
+        0,
+        False,
+        lambda done, total: None,
+    )
+    torch.testing.assert_close(torch.stack(measured), torch.cat(solved))
+
+
+def test_curvature_cancels_between_neighbouring_levels() -> None:
+    """D = sigma f(x / sigma) with a root of f for a trajectory, where D' = f' and D'' = f'' / sigma. One
+    difference is off by half a step times D'', to the one side and then to the other.
+    """
+    sigmas = level_sigmas(10.0, 0.05, 9, False)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        away = x / sigma - 1
+        return sigma * (0.4 * away + 0.5 * away**2)
+
+    start = sigmas[0].expand(2, 1)
+    responses = measure(denoise, start, sigmas, 1, False, lambda done, total: None).responses.squeeze()
+    inner, ends = responses[:, 1:-1], responses[:, [0, -1]]
+    torch.testing.assert_close(inner, torch.full_like(inner, 0.4))
+    torch.testing.assert_close((ends - 0.4).abs(), torch.full_like(ends, 0.5 * 0.3))
+
+
+def test_responses_and_states_have_the_same_axes() -> None:
+    """Of D = A x that moves in a plane, both are told within the plane: D = dD/dx x there, at every level."""
+    g = torch.Generator().manual_seed(4)
+    plane = torch.linalg.qr(torch.randn(7, 2, generator=g, dtype=torch.float64)).Q
+    A = plane @ torch.tensor([[0.5, 0.4], [-0.3, 0.2]], dtype=torch.float64) @ plane.T
+    start = 10 * torch.randn(8, 7, generator=g, dtype=torch.float64)
+    profile = measure(
+        lambda x, sigma: x @ A.T,
+        start,
+        level_sigmas(10.0, 0.05, 9, False),
+        2,
+        False,
+        lambda done, total: None,
+    )
+    told = profile.denoised[..., :2]
+    torch.testing.assert_close(
+        told, torch.einsum("pij,plj->pli", profile.responses[:, 0], profile.states[..., :2])
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: {"sigmas": torch.cat([p.sigmas[:1], p.sigmas[:-1]])},
+        lambda p: {"states": p.states[..., :1], "denoised": p.denoised[..., :1]},
+    ],
+    ids=["two levels at one sigma", "more directions than dimensions"],
+)
+def test_what_cannot_have_been_measured_is_no_profile(change: Callable[[Profile], dict[str, Tensor]]) -> None:
+    profile = linear_profile()[0]
+    with pytest.raises(ValueError, match=r"directions of|do not fall"):
+        replace(profile, **change(profile))
+
+
 def test_probes_measured_apart_are_one_profile() -> None:
     one, other = linear_profile(2, 0)[0], linear_profile(3, 1)[0]
     both = join([one, other])
@@ -163,6 +253,15 @@ def test_errors_grow_where_the_response_is_above_one(rate: float) -> None:
     torch.testing.assert_close(curves.worst_amplification(model), at_end)
     torch.testing.assert_close(curves.one_sided_lipschitz(model), rate / model.sigmas)
     torch.testing.assert_close(curves.lipschitz(model), max(rate, 1) / model.sigmas)
+
+
+def test_no_error_grows_faster_than_in_the_probe_and_direction_where_it_grows_most() -> None:
+    """The symmetric part of dD/dx = [[0, 4], [0, 0]] has an eigenvalue of 2. Of the other probe it is 0."""
+    model = growing(0.0)
+    responses = torch.zeros(TABLE_POINTS, 2, 2, 2, dtype=torch.float64)
+    responses[:, 0, 0, 1] = 4
+    wide_model = replace(model, states=model.states.expand(-1, -1, 2), responses=responses)
+    torch.testing.assert_close(curves.one_sided_lipschitz(wide_model), 1 / model.sigmas)
 
 
 def test_the_local_error_of_euler_is_that_of_one_step_from_the_exact_state() -> None:
@@ -223,7 +322,8 @@ def test_states_are_as_wide_as_the_images_at_their_signal_and_the_noise(flow: bo
 def test_the_loss_of_a_probe_is_bounded_by_one(off: float) -> None:
     """l / sqrt(1 + l^2), l^2 = 2.5 off^2 for one of two images that a solver misses by so many widths."""
     model = growing(0.0)
-    model = replace(model, end=torch.tensor([[0.0], [off]], dtype=torch.float64))
+    end = torch.tensor([[0.0], [2 * off]], dtype=torch.float64)
+    model = replace(model, end=end, widths=torch.full_like(model.widths, 2))
     even = torch.cat([torch.logspace(1, -1, 9, dtype=torch.float64)[:-1], ZERO])
     expected = math.sqrt(2.5) * off / math.hypot(1, math.sqrt(2.5) * off) / 2
     assert float(loss(model, even[None], EULER)) == pytest.approx(expected, abs=1e-6)
@@ -240,6 +340,46 @@ def test_uneven_steps_have_the_price_of_the_solver() -> None:
         bends = [-1, -1, 2]
         expected = price * sum((bend * math.log(2)) ** 2 for bend in bends)
         assert float(loss(model, grid[None], solver)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_grid_that_ends_at_the_lowest_measured_level_has_a_loss_too() -> None:
+    """Though the step from there to the end of what was measured has no length."""
+    grid = torch.cat([torch.logspace(1, -1, 6, dtype=torch.float64), ZERO])
+    assert 0 <= float(loss(growing(0.0), grid[None], EULER)) < 2
+
+
+def test_a_grid_on_which_errors_overflow_has_the_greatest_loss() -> None:
+    """1, where every probe is lost, and not none, which would be taken for the least."""
+    model, _ = gaussian_table()
+    explosive = replace(model, responses=1e200 * model.responses)
+    even = torch.cat([torch.logspace(1, -2, 6, dtype=torch.float64), ZERO])
+    assert float(loss(explosive, even[None], replace(EULER, unevenness_price=0.0))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_grid_that_is_not_refined_is_no_worse_either(seed: int) -> None:
+    """Points nearer than a refined grid may have them."""
+    model, _ = gaussian_table()
+    free = replace(EULER, unevenness_price=0.0)
+    c = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort().values
+    grid = torch.cat([model.sigma_of(torch.cat([ZERO, c, c[-1:] + 1e-6])), ZERO])
+    kept = refine(model, grid, free, iterations=0)
+    assert float(loss(model, kept[None], free)) <= float(loss(model, grid[None], free))
+
+
+@pytest.mark.parametrize("price", [0.1, 0.3])
+def test_a_refined_grid_is_a_minimum_of_the_loss(price: float) -> None:
+    """No point moved by some hundredths of the step before it lessens the loss by a thousandth."""
+    model, _ = gaussian_table()
+    solver = replace(EULER, unevenness_price=price)
+    grid = refine(model, grids.density_grid(model, 6, solver), solver)
+    least, c = float(loss(model, grid[None], solver)), model.c_of(grid[:-1])
+    for i in range(1, 6):
+        for way in (-0.03, 0.03):
+            moved = c.clone()
+            moved[i] += way * float(c[i] - c[i - 1])
+            other = torch.cat([model.sigma_of(moved), ZERO])
+            assert float(loss(model, other[None], solver)) > 0.999 * least
 
 
 @settings(max_examples=6)
@@ -268,6 +408,22 @@ def test_refinement_starts_from_the_grids_it_is_given_where_they_are_of_its_leng
     assert torch.equal(grids.make_grid(model, 4, EULER, [best[1:], above]), own)
 
 
-def test_grids_of_more_than_40_steps_are_those_of_the_density() -> None:
+def test_no_grid_goes_below_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though one that is given and does seems the better."""
+    model, _ = gaussian_table(lowest=3.0)
+    best = grids.make_grid(model, 4, EULER)
+    monkeypatch.setattr(grids, "refine", lambda model, grid, solver: grid)
+    own = grids.make_grid(model, 4, EULER)
+    below = torch.cat([best[:-2], best.new_tensor([2.97, 0.0])])
+    assert float(loss(model, below[None], EULER)) < float(loss(model, own[None], EULER))
+    assert torch.equal(grids.make_grid(model, 4, EULER, [below]), own)
+
+
+def test_grids_of_more_than_40_steps_are_those_of_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = gaussian_table()
+    refined: list[int] = []
+    monkeypatch.setattr(grids, "refine", lambda model, grid, solver: refined.append(len(grid) - 1) or grid)
     assert torch.equal(grids.make_grid(model, 41, EULER), grids.density_grid(model, 41, EULER))
+    assert not refined
+    grids.make_grid(model, 40, EULER)
+    assert set(refined) == {40}

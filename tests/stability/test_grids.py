@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,13 +15,15 @@ from hypothesis import strategies as st
 
 from dizzydiff.benchmarks._mixture import IsotropicMixture, flow, variance_exploding
 from dizzydiff.benchmarks.stability import equal_stability_grid
+from dizzydiff.common.alpha import alpha_ve
 from dizzydiff.stability import curves, grids
 from dizzydiff.stability.equidistribution import cumulative
-from dizzydiff.stability.errors import BadSteps, CannotMeasure
+from dizzydiff.stability.errors import BadBlend, BadSteps, CannotMeasure
 from dizzydiff.stability.linearized import TABLE_POINTS, LinearizedModel, interpolate, linearize
 from dizzydiff.stability.profile import Effort, Profile, level_sigmas, measure
 from dizzydiff.stability.refine import loss, refine
-from dizzydiff.stability.solvers import DPMPP_2M, EULER, SOLVERS, History, Model, Solver
+from dizzydiff.stability.solvers import DPMPP_2M, EULER, HEUN, SOLVERS, History, Model, Solver
+from dizzydiff.stability.traced import TracedSolver
 
 SIGMA_MAX, SIGMA_MIN, D = 14.6, 0.03, 16
 EFFORT = Effort(levels=20, probes=6, directions=2)
@@ -95,6 +99,7 @@ def test_replay_ends_where_the_model_does() -> None:
     sigmas = torch.cat([level_sigmas(SIGMA_MAX, SIGMA_MIN, 60, False), torch.zeros(1, dtype=torch.float64)])
     end = DPMPP_2M.solve(model_of(m), noise[None], sigmas[None])[0]
     torch.testing.assert_close(linearized().end.norm(dim=-1), end.norm(dim=-1), rtol=0.05, atol=0)
+    assert torch.equal(linearized().end, linearized().denoised[-1]), "the last step is to D"
 
 
 def test_replay_follows_the_models_trajectories_and_not_the_errors_of_the_measuring() -> None:
@@ -267,16 +272,99 @@ def test_blend_goes_from_one_grid_to_the_other() -> None:
     torch.testing.assert_close(grids.blend(first, second, 0.0), first)
     torch.testing.assert_close(grids.blend(first, second, 1.0), second)
     torch.testing.assert_close(grids.blend(first, second, 0.5), torch.tensor([8.0, 2.0, 0.0]).double())
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(BadBlend, match="from 0 to 1"):
+            grids.blend(first, second, share)
 
 
 def test_dynamic_programming_finds_the_cheapest_path() -> None:
     """Against all paths of three steps over five levels."""
-    cost = torch.rand(5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     paths = [(i, j) for i in range(1, 4) for j in range(i + 1, 5)]
-    best = min(
-        paths, key=lambda path: float(cost[0, path[0]] + 1.15 * (cost[path] + 1.15 * cost[path[1], 5]))
-    )
-    assert grids.cheapest_path(cost, 3, 1.15).tolist() == [0, *best]
+
+    def price(cost: torch.Tensor, path: tuple[int, int], factor: float) -> float:
+        return float(cost[0, path[0]] + factor * (cost[path] + factor * cost[path[1], 5]))
+
+    for seed, factor in itertools.product(range(10), (1.0, 1.15, 3.0)):
+        cost = torch.rand(5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        best = min(paths, key=functools.partial(price, cost, factor=factor))
+        assert grids.cheapest_path(cost, 3, factor).tolist() == [0, *best]
+
+
+def in_equal_parts(points: torch.Tensor, density: torch.Tensor, grid: torch.Tensor) -> None:
+    """The density's integrals over a grid's steps; the last, to 0, is to the end of the points."""
+    A, way = cumulative(points, density).numpy(), 1 if points[-1] > points[0] else -1
+    at = np.interp(grid[:-1].numpy(), points.numpy()[::way], A[::way])
+    np.testing.assert_allclose(np.diff(at, append=A[-1]), A[-1] / (len(grid) - 1), rtol=1e-6)
+
+
+def fading(r: LinearizedModel) -> LinearizedModel:
+    """The same with predictions that stay as they are in the lower half, where no step is wrong."""
+    half = TABLE_POINTS // 2
+    denoised, slope = r.denoised.clone(), (r.states[half] - r.denoised[half]) / r.sigmas[half]
+    denoised[half:] = r.denoised[half]
+    states = r.states.clone()
+    states[half:] = r.denoised[half] + r.sigmas[half:, None, None] * slope
+    return replace(r, states=states, denoised=denoised, end=denoised[-1])
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("fades", [False, True])
+def test_density_grids_have_equal_parts_of_what_errors_become(solver: Solver, fades: bool) -> None:
+    """To the power of 1 / (p + 1); where that is hardly measurable, a thousandth of what is most."""
+    r = fading(linearized()) if fades else linearized()
+    weighted = curves.worst_amplification(r) * curves.local_error(r, solver)
+    rho = weighted.clamp(min=1e-3 * float(weighted.max())) ** (1 / (solver.order + 1))
+    grid, c = grids.density_grid(r, 7, solver), torch.linspace(0, 1, TABLE_POINTS, dtype=torch.float64)
+    in_equal_parts(c, rho, torch.cat([r.c_of(grid[:-1]), c[-1:]]))
+
+
+@pytest.mark.parametrize("fades", [False, True])
+def test_curvature_grids_have_equal_parts_of_the_root_of_the_curvature(fades: bool) -> None:
+    r = fading(linearized()) if fades else linearized()
+    curvature = curves.curvature(r)
+    rho = curvature.clamp(min=1e-3 * float(curvature.max())).sqrt()
+    in_equal_parts(r.sigmas, rho, grids.curvature_grid(r, 7))
+
+
+def test_on_the_cheapest_path_no_level_has_a_cheaper_neighbour() -> None:
+    """Of 61 levels, by error times what it grows to, which is much for those of the second quarter."""
+    r, c = linearized(), torch.linspace(0, 1, 61, dtype=torch.float64)
+    responses = r.responses.clone()
+    responses[TABLE_POINTS // 4 : TABLE_POINTS // 2] += 3 * torch.eye(r.responses.shape[-1]).double()
+    r = replace(r, responses=responses)
+    e = curves.local_errors(r, EULER, c).square().sum(-1).mean(-1).sqrt()
+    phi = curves.worst_amplification(r)[(c * (TABLE_POINTS - 1)).round().long()]
+    cost = e * torch.cat([phi, 1 / r.widths[-1:]])
+
+    def price(path: list[int]) -> float:
+        return float(sum(cost[i, j] for i, j in itertools.pairwise([*path, 61])))
+
+    path = (60 * r.c_of(grids.cheapest_grid(r, 6, EULER)[:-1])).round().long().tolist()
+    others = [
+        [*path[:n], path[n] + way, *path[n + 1 :]]
+        for n, way in itertools.product(range(1, 6), (-1, 1))
+        if path[n] + way not in (*path, 61)
+    ]
+    assert others and min(map(price, others)) >= price(path)
+
+
+def test_a_traced_sampler_may_start_between_the_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It steps as Heun's and looks like Euler's. The grid given lies as far beyond its best as that beyond
+    Euler's.
+    """
+    r = linearized()
+
+    class Traced(TracedSolver):
+        def solve(self, model: Model, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+            return HEUN.solve(model, x, sigmas)
+
+    solver = Traced("traced", EULER.step, 1, 0, HEUN.unevenness_price, EULER, lambda sigmas: None, alpha_ve)  # type: ignore
+    best = grids.make_grid(r, 6, HEUN)
+    monkeypatch.setattr(grids, "refine", lambda model, grid, solver, iterations=0: grid)
+    own = grids.make_grid(r, 6, EULER)
+    beyond = torch.cat([best[:-1] ** 2 / own[:-1], own[-1:]])
+    assert loss(r, best[None], solver) < loss(r, torch.stack([own, beyond]), solver).min()
+    torch.testing.assert_close(grids.make_grid(r, 6, solver, [beyond]), best)
 
 
 def test_equal_stability_grid_has_equal_parts_of_the_measured_norm() -> None:

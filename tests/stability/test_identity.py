@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
+import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +74,7 @@ def buffered(strength: Any) -> nn.Module:
     module = nn.Sequential(nn.Linear(2, 2))
     for parameter in module.parameters():
         nn.init.constant_(parameter, 1)
-    module[0].register_buffer("scale", torch.tensor([float(len(repr(strength))), hash(str(strength)) % 97]))
+    module[0].register_buffer("scale", torch.tensor(list(str(strength).encode()), dtype=torch.float32))
     return module
 
 
@@ -89,7 +91,15 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
     "buffer": buffered,
     "nested": lambda strength: {"a": [(closure(functools.partial(defaults, Holder(strength))),)]},
 }
-VALUES = [(3, 4), (0.5, 0.7), ("index", "offset"), (True, 1), ([1], [2]), ({"a": 1}, {"b": 1})]
+VALUES = [
+    (3, 4),
+    (0.5, 0.7),
+    ("index", "offset"),
+    (True, 1),
+    ([1], [2]),
+    ({"a": 1}, {"b": 1}),
+    ({1, 2}, {1, 3}),
+]
 TENSORS = (torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
 
 
@@ -103,6 +113,24 @@ def test_lambdas_that_do_something_else_differ() -> None:
     assert digest_of(lambda x: x + 1) != digest_of(lambda x: x - 1)
     assert digest_of(lambda x: x + 1) != digest_of(lambda x: x + 2)
     assert digest_of(lambda: [y + 1 for y in ()]) != digest_of(lambda: [y + 2 for y in ()])
+
+
+STRENGTH = 0.5
+
+
+def reads_a_constant(x: float) -> float:
+    return STRENGTH * x
+
+
+def test_a_function_is_another_where_a_constant_of_its_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of(reads_a_constant)
+    monkeypatch.setattr(f"{__name__}.STRENGTH", 0.7)
+    assert digest_of(reads_a_constant) != before
+
+
+def test_tensors_of_the_same_numbers_differ_by_shape_and_dtype() -> None:
+    tensors = (torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.float16))
+    assert len({digest_of(each) for each in tensors}) == 3
 
 
 def test_equal_values_are_equal_wherever_they_are_held() -> None:
@@ -132,7 +160,9 @@ DEEP = functools.reduce(lambda held, _: [held], range(2000), [])
 
 
 @pytest.mark.parametrize(
-    "value", [io.BytesIO(), (n for n in ()), Defiant(), DEEP], ids=lambda value: type(value).__name__
+    "value",
+    [io.BytesIO(), (n for n in ()), itertools.cycle([1]), operator.itemgetter(1), Defiant(), DEEP],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_read_has_no_digest(value: Any) -> None:
     with pytest.raises(Unreadable):
@@ -150,6 +180,11 @@ def test_conditioning_counts_by_how_it_changes_the_model() -> None:
     assert conditioning_digest(conditioning(other, text="a blue square, far away")) == plain
     with_hint = conditioning_digest(conditioning(prompt, control=Holder(torch.zeros(1, 3, 8, 8))))
     assert conditioning_digest(conditioning(prompt, control=Holder(torch.ones(1, 3, 8, 8)))) == with_hint
+    cached = Holder(0.5)
+    cached._hint = "moved to the device"  # type: ignore[attr-defined]
+    assert conditioning_digest(conditioning(prompt, control=cached)) == conditioning_digest(
+        conditioning(prompt, control=Holder(0.5))
+    ), "what an object keeps for itself does not count"
     digests = {
         conditioning_digest(conditioning(prompt, **changes))
         for changes in (

@@ -89,7 +89,7 @@ def test_a_file_larger_than_any_profile_is_not_read(store: Store, caplog: pytest
     with store.path(KEY).open("r+b") as file:
         file.truncate(2**40)
     assert store.load(KEY) is None
-    assert "larger" in caplog.text
+    assert "it is larger than" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_warned_of(

@@ -83,6 +83,35 @@ def test_numbers_that_were_not_written_are_found_out(
     assert "cannot be read" in caplog.text and "measured anew" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "metadata", [{"scalars": '{"flow": false, "calls": 16}'}, {"scalars": '{"flow": true, "calls": 17}'}]
+)
+def test_a_kind_or_cost_that_was_not_written_is_found_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metadata: dict[str, str]
+) -> None:
+    folder = Store(tmp_path)
+    folder.save(KEY, profile())
+    rewritten(folder.path(KEY), metadata)
+    with caplog.at_level(logging.WARNING):
+        assert folder.load(KEY) is None
+    assert "does not hold what was written" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["scalars", "digest"])
+def test_a_file_that_lacks_a_part_is_measured_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    folder = Store(tmp_path)
+    folder.save(KEY, profile())
+    with safe_open(folder.path(KEY), "pt") as file:
+        tensors, said = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
+    del said[lost]
+    save_file(tensors, folder.path(KEY), said)
+    with caplog.at_level(logging.WARNING):
+        assert folder.load(KEY) is None
+    assert "cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"", b"no tensors"])
 def test_a_damaged_file_is_measured_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes

@@ -76,6 +76,7 @@ def with_(**changes: Tensor) -> Callable[[Tensors], None]:
         (with_(c=torch.full((5, 256), torch.nan)), errors.NotFinite),
         (with_(down=torch.full((2, 5), torch.inf)), errors.NotFinite),
         (lambda values: values.update({f"{LAYER}.alpha": torch.ones(1)}), errors.DamagedFile),
+        (lambda values: values.update({f"{LAYER}.alpha": torch.ones(2, 2)}), errors.DamagedFile),
     ],
 )
 def test_tensors_that_are_no_adapter_are_refused(
@@ -108,6 +109,22 @@ def test_metadata_that_says_something_else_is_refused(
         adapter.read(path, "a.safetensors")
 
 
+@pytest.mark.parametrize("key", adapter.NEEDED_METADATA)
+def test_an_adapter_without_its_metadata_is_refused(tmp_path: Path, key: str) -> None:
+    settings = metadata()
+    del settings[key]
+    path = saved(tmp_path / "a.safetensors", tensors(), settings)
+    with pytest.raises(errors.DamagedFile, match=key):
+        adapter.read(path, "a.safetensors")
+
+
+def test_adapters_and_manifests_need_their_teacher_and_networks_do_not() -> None:
+    formats = {"an adapter": adapter.ADAPTER_FORMAT, "a manifest": adapter.MANIFEST_FORMAT, "a network": "pt"}
+    need = [kind for kind, said in formats.items() if adapter.needs_teacher({"format": said})]
+    assert need == ["an adapter", "a manifest"]
+    assert not adapter.needs_teacher({})
+
+
 def manifest(path: Path, centres: Tensor, names: Any) -> Path:
     return saved(path, {adapter.CENTRES: centres}, {"format": adapter.MANIFEST_FORMAT, "files": names})
 
@@ -127,6 +144,8 @@ def test_a_manifest_finds_the_files_beside_it(tmp_path: Path) -> None:
         (torch.ones(2, 4), ["one.safetensors"], errors.DamagedFile),
         (torch.ones(1, 4), ["../one.safetensors"], errors.DamagedFile),
         (torch.ones(1, 4), ["C:one.safetensors"], errors.DamagedFile),
+        (torch.ones(1, 4), ["..\\one.safetensors"], errors.DamagedFile),
+        (torch.ones(1, 4), ["one.safetensors.pickle"], errors.DamagedFile),
         (torch.ones(1, 4), [5], errors.DamagedFile),
         (torch.ones(1, 4), "one.safetensors", errors.DamagedFile),
     ],

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from dizzydiff.students.errors import BadScales, ConfigMismatch, WrongGuidanceShape
 from dizzydiff.students.guidance import (
+    Applied,
     GuidanceInput,
+    family_elsewhere,
     fourier_embedding,
     guidance_embedding,
     guidance_input,
@@ -112,6 +114,18 @@ def test_conventions_of_the_families() -> None:
     assert guidance_input(1024, {}, "two").signals == 2
     tiny = guidance_input(256, {"guidance_weight": "g - 1", "guidance_scale_range": [1, 8]}, "tiny")
     assert tiny == GuidanceInput(256, 1.0, (1.0, 8.0))
+
+
+def test_of_two_families_the_one_that_comfyui_cannot_run_is_named() -> None:
+    flux, sana = "guidance_in.in_layer.weight", "cfg_embedder.linear_1.weight"
+    for keys, applied in (
+        ([flux], Applied.COMFYUI),
+        ([sana], Applied.NOWHERE),
+        ([flux, sana], Applied.NOWHERE),
+    ):
+        found = family_elsewhere(keys)
+        assert found is not None and found.applied is applied
+    assert family_elsewhere(["time_embedding.cond_proj.weight"]) is None
 
 
 @pytest.mark.parametrize(("declared", "offset"), [("g - 1", 1.0), ("g", 0.0)])
