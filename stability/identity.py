@@ -50,7 +50,7 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 """What every module has of its own."""
 POINTER_BYTES = struct.calcsize("P")
 """An object of Python has room for its slots, its dict and its weak references; what has more is made in C,
-and hides it.
+and hides it: iterators, views, locks.
 """
 BY_TYPE = (*SYNCHRONISATION, threading.local, uuid.UUID, torch.device, type(NotImplemented), type(...))
 """Have no value that could change an answer."""
@@ -261,8 +261,10 @@ class _Reader:
             reader.read(dict(part), path)
 
     def _object(self, value: Any, path: str) -> None:
-        slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
-        if type(value).__basicsize__ > object.__basicsize__ + POINTER_BYTES * (2 + len(slots)):
+        kind = type(value)
+        slots = [name for base in kind.__mro__ for name in _slots(base)]
+        pointers = len(slots) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+        if kind.__basicsize__ > object.__basicsize__ + POINTER_BYTES * pointers:
             raise Unreadable(f"{path} is of type {type(value).__qualname__}, which shows nothing of itself")
         held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         held |= getattr(value, "__dict__", {})

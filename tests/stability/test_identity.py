@@ -161,7 +161,19 @@ DEEP = functools.reduce(lambda held, _: [held], range(2000), [])
 
 @pytest.mark.parametrize(
     "value",
-    [io.BytesIO(), (n for n in ()), itertools.cycle([1]), operator.itemgetter(1), Defiant(), DEEP],
+    [
+        io.BytesIO(),
+        (n for n in ()),
+        iter([1]),
+        {1: 2}.values(),
+        map(abs, [1]),
+        itertools.repeat(1),
+        (1).__add__,
+        itertools.cycle([1]),
+        operator.itemgetter(1),
+        Defiant(),
+        DEEP,
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_read_has_no_digest(value: Any) -> None:
