@@ -7,21 +7,17 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import comfy.model_management
-import torch
 from torch.utils.checkpoint import CheckpointError
 
+from ...common import memory
 from ..errors import StudentError
 from .errors import NotEnoughMemory, UnsupportedTeacher
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had no memory left, in any of the ways that backends say so."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
     is_oom = getattr(comfy.model_management, "is_oom", None)  # of newer releases
-    if is_oom is not None and is_oom(error):
-        return True
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    return memory.is_out_of_memory(error, *([is_oom] if is_oom else []))
 
 
 @contextlib.contextmanager
