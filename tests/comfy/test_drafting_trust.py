@@ -12,8 +12,7 @@ import importlib.util
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -25,7 +24,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
-from comfy_extras.nodes_custom_sampler import CFGOverride, SamplerCustom
+from comfy_extras.nodes_custom_sampler import CFGOverride
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
@@ -34,85 +33,22 @@ from torch import Tensor
 from dizzydiff.drafting.devices import spread
 from dizzydiff.drafting.report import Report
 from dizzydiff.drafting.sampler import DraftRefine, Settings
-from dizzydiff.students.loader import Source, load_unet
-from dizzydiff.students.pipeline import load_clip
 
-TINY = Path(__file__).parents[2] / "tiny"
-STEPS, TOLERANCE = 12, 0.01
-TWO, BATCH = "cpu, cpu:1", "batch"
-Prompts = tuple[list, list]
+from .drafts import (
+    BATCH,
+    TOLERANCE,
+    TWO,
+    Prompts,
+    distance,
+    drafting,
+    encoded,
+    plain,
+    same,
+    sampled,
+    widest,
+)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_a_device() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def clip() -> Any:
-    return load_clip(TINY, [])
-
-
-@pytest.fixture(scope="module")
-def prompts(clip: Any) -> Prompts:
-    positive, negative = (encoded(clip, text) for text in ("a large red circle on white", ""))
-    return positive, negative
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Any:
-    return load_unet(Source(TINY / "teacher", "tiny/teacher"))
-
-
-def encoded(clip: Any, text: str) -> list:
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-
-def sampled(model: Any, prompts: Prompts, sampler: Any, **given: Any) -> Tensor:
-    """SamplerCustom on an 8x8 latent; given: rows, scheduler, cfg, seed."""
-    latent = {"samples": torch.zeros(given.get("rows", 1), 4, 8, 8)}
-    scheduler, steps = given.get("scheduler", "karras"), given.get("steps", STEPS)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
-    cfg, seed = given.get("cfg", 4.0), given.get("seed", 7)
-    return SamplerCustom.execute(model, True, seed, cfg, *prompts, sampler, sigmas, latent).result[0][
-        "samples"
-    ]
-
-
-def drafting(
-    model: Any,
-    prompts: Prompts,
-    devices: str,
-    inner: Any = None,
-    settings: Settings | None = None,
-    **given: Any,
-) -> tuple[Tensor, Report | None]:
-    reports: list[Report] = []
-    inner = inner or comfy.samplers.sampler_object("euler")
-    width = 4 if devices == BATCH else 0
-    sampler = DraftRefine(inner, settings or Settings("verified", width, TOLERANCE), on_report=reports.append)
-    result = sampled(spread(model, devices, 0), prompts, sampler, **given)
-    return result, reports[0] if reports else None
-
-
-def plain(model: Any, prompts: Prompts, inner: Any = None, **given: Any) -> Tensor:
-    return sampled(model, prompts, inner or comfy.samplers.sampler_object("euler"), **given)
-
-
-def distance(result: Tensor, reference: Tensor) -> float:
-    return float((result - reference).square().mean().sqrt() / reference.square().mean().sqrt())
-
-
-def same(result: Tensor, reference: Tensor) -> None:
-    """But for rounding: on several devices core divides cond and uncond between them."""
-    torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
-
-
-def widest(report: Report | None) -> int:
-    return 0 if report is None else max(len(states) for states in report.rounds)
+pytestmark = pytest.mark.usefixtures("one_thread_a_device")
 
 
 class Counter:
@@ -480,222 +416,3 @@ def test_the_largest_seed_draws_what_it_draws_without_drafts(teacher: Any, promp
     seed = 2**64 - 1
     result, _ = drafting(teacher, prompts, TWO, seed=seed)
     assert distance(result, plain(teacher, prompts, seed=seed)) < TOLERANCE
-
-
-def only_in_threads(act: Callable[[], Any]) -> Callable[..., Tensor]:
-    """An APPLY_MODEL-like wrapper that acts on every device but the main one."""
-
-    def wrapper(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
-        D = apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
-        return D if threading.current_thread() is threading.main_thread() else D * (act() or 1.0)
-
-    return wrapper
-
-
-@pytest.mark.parametrize("factor", [1.02, math.nan])
-def test_a_device_that_predicts_otherwise_is_left_out(
-    factor: float, teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = teacher.clone()
-    model.set_model_unet_function_wrapper(only_in_threads(lambda: factor))
-    result, report = drafting(model, prompts, TWO)
-    assert "cpu:1 predicts otherwise than cpu does" in caplog.text
-    assert widest(report) == 1
-    same(result, plain(teacher, prompts))
-
-
-def test_a_device_that_predicts_otherwise_is_left_out_of_every_picture(
-    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of three devices one is off, and the others go on."""
-    off: dict[str, int] = {}
-
-    def one_thread() -> float:
-        here = threading.get_ident()
-        return 1.02 if off.setdefault("thread", here) == here else 1.0
-
-    model = teacher.clone()
-    model.set_model_unet_function_wrapper(only_in_threads(one_thread))
-    model = spread(model, "cpu, cpu:1, cpu:2", 0)
-    for seed in (1, 2):
-        off.clear()
-        caplog.clear()
-        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), Settings("verified", 0, TOLERANCE))
-        result = sampled(model, prompts, sampler, seed=seed)
-        assert "predicts otherwise than cpu does" in caplog.text
-        assert distance(result, plain(teacher, prompts, seed=seed)) < TOLERANCE
-
-
-def test_a_device_that_ends_its_thread_does_not_stop_the_picture(teacher: Any, prompts: Prompts) -> None:
-    class Gone(BaseException):
-        pass
-
-    def leave() -> None:
-        raise Gone
-
-    model = teacher.clone()
-    model.set_model_unet_function_wrapper(only_in_threads(leave))
-    with pytest.raises(Gone):
-        drafting(model, prompts, TWO)
-
-
-def test_a_device_that_never_answers_can_be_interrupted(teacher: Any, prompts: Prompts) -> None:
-    release = threading.Event()
-
-    def hang() -> None:
-        comfy.model_management.interrupt_current_processing()
-        release.wait(30)
-
-    model = teacher.clone()
-    model.set_model_unet_function_wrapper(only_in_threads(hang))
-    try:
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
-            drafting(model, prompts, TWO)
-    finally:
-        release.set()
-        comfy.model_management.interrupt_current_processing(False)
-
-
-def test_one_device_leaves_calls_out_and_stays_within_what_is_seen(teacher: Any, prompts: Prompts) -> None:
-    reference, (result, report) = plain(teacher, prompts), drafting(teacher, prompts, "cpu")
-    assert report is not None and report.interpolations > 0
-    assert report.evaluations == len(report.rounds)
-    assert distance(result, reference) < 2 * TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("sampler", "settings", "why"),
-    [
-        ("euler_ancestral", Settings(), "adds no noise"),
-        ("heun", Settings(), "once a step"),
-        ("euler", Settings("aggressive"), "mode verified"),
-        ("euler", Settings(drafts="frozen"), "drafts extrapolated"),
-        ("euler", Settings(width=1), "a width of 1"),
-    ],
-)
-def test_one_device_samples_plainly_what_gains_nothing_and_says_why(
-    sampler: str,
-    settings: Settings,
-    why: str,
-    teacher: Any,
-    prompts: Prompts,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    inner = comfy.samplers.sampler_object(sampler)
-    result, report = drafting(teacher, prompts, "cpu", inner, settings)
-    assert report is None and why in caplog.text
-    assert torch.equal(result, plain(teacher, prompts, inner))
-
-
-def test_no_call_is_left_out_where_a_prompt_begins_or_ends(teacher: Any, prompts: Prompts) -> None:
-    """A prompt that takes part at a few calls alone is seen at every one of them."""
-    import node_helpers
-
-    positive, negative = prompts
-    short = node_helpers.conditioning_set_values(positive, {"start_percent": 0.5, "end_percent": 0.55})
-    both = [*positive, *short], negative
-    result, report = drafting(teacher, both, "cpu")
-    assert report is not None
-    assert distance(result, plain(teacher, both)) < 2 * TOLERANCE
-
-
-def test_a_patch_on_one_device_is_never_missed_by_a_call_that_is_left_out(
-    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = teacher.clone()
-    model.set_model_unet_function_wrapper(
-        lambda apply, given: apply(given["input"], given["timestep"], **given["c"])
-    )
-    result, report = drafting(model, prompts, "cpu")
-    assert report is None and "there is one device" in caplog.text and "single steps" in caplog.text
-    assert torch.equal(result, plain(model, prompts))
-
-
-def test_a_batch_after_several_devices_has_none_of_them(teacher: Any, prompts: Prompts) -> None:
-    model = spread(spread(teacher, TWO, 0), BATCH, 4)
-    assert model.get_additional_models_with_key("multigpu") == []
-    assert distance(plain(model, prompts), plain(teacher, prompts)) < 1e-4
-
-
-@pytest.mark.parametrize("devices", [TWO, BATCH])
-def test_a_graph_is_asked_once(devices: str, teacher: Any, prompts: Prompts) -> None:
-    """The second picture costs no more model calls than its states."""
-    model = spread(teacher, devices, 4 if devices == BATCH else 0)
-    rows = 0
-    apply = model.model.apply_model
-
-    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        nonlocal rows
-        rows += len(x)
-        return apply(x, *args, **kwargs)
-
-    extra = []
-    for seed in (1, 2):
-        reports: list[Report] = []
-        settings = Settings("aggressive", 4 if devices == BATCH else 0, TOLERANCE)
-        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), settings, on_report=reports.append)
-        model.model.apply_model, rows = counted, 0
-        try:
-            sampled(model, prompts, sampler, seed=seed, cfg=1.0)
-        finally:
-            del model.model.apply_model
-        on_main = len(reports[0].rounds) if devices == TWO else reports[0].evaluations
-        extra.append(rows - on_main)
-    assert extra[1] == 0 <= extra[0] <= 3
-
-
-def test_devices_are_checked_once_a_graph(teacher: Any, prompts: Prompts) -> None:
-    """The other device predicts one state beside those of its rounds, in the first picture alone."""
-    model = spread(teacher, TWO, 0)
-    replica, calls = model.get_additional_models_with_key("multigpu")[0].model, 0
-    apply = replica.apply_model
-
-    def counted(*args: Any, **kwargs: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return apply(*args, **kwargs)
-
-    extra = []
-    for seed in (1, 2):
-        reports: list[Report] = []
-        settings = Settings("aggressive", 0, TOLERANCE)
-        sampler = DraftRefine(comfy.samplers.sampler_object("euler"), settings, on_report=reports.append)
-        replica.apply_model, calls = counted, 0
-        try:
-            sampled(model, prompts, sampler, seed=seed, cfg=1.0)
-        finally:
-            del replica.apply_model
-        extra.append(calls - sum(len(states) - 1 for states in reports[0].rounds))
-    assert extra == [1, 0]
-
-
-def test_a_graph_that_was_refused_is_not_tried_again(
-    teacher: Any, clip: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Three texts for two rows go together otherwise in a batch: the second picture evaluates none."""
-    words = ("a large red circle on white", "a small blue square on black", "a large green triangle on white")
-    each = [encoded(clip, word) for word in words]
-    mixed = ([[torch.cat([one[0][0] for one in each]), each[0][0][1]]], prompts[1])
-    model, calls = spread(teacher, BATCH, 4), 0
-    apply = model.model.apply_model
-
-    def counted(*args: Any, **kwargs: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return apply(*args, **kwargs)
-
-    made = []
-    for sampler in (euler_drafted(), euler_drafted(), comfy.samplers.sampler_object("euler")):
-        caplog.clear()
-        model.model.apply_model, calls = counted, 0
-        try:
-            sampled(model, mixed, sampler, rows=2)
-        finally:
-            del model.model.apply_model
-        made.append((calls, "several noise levels" in caplog.text))
-    (first, told), (second, told_again), (plainly, _) = made
-    assert told and told_again and first > second == plainly
-
-
-def euler_drafted() -> DraftRefine:
-    return DraftRefine(comfy.samplers.sampler_object("euler"), Settings("aggressive", 4, TOLERANCE))
