@@ -212,8 +212,8 @@ def attempt(
         trial.row_error = watched.error
         trial.verdict = "drafted in batches" if watched.batched else "drafted, a state a call"
     elif reports and not trial.warned:
-        left_out = sum(report.interpolations for report in reports)
-        trial.verdict = f"one device, {left_out or 'no'} calls left out"
+        skipped = sum(report.interpolations for report in reports)
+        trial.verdict = f"one device, {skipped or 'no'} calls skipped"
     else:
         trial.verdict = f"stands aside: {reason(trial.warned)}"
     return trial

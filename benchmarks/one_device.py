@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One device, with calls left out, beside the same sampler with every call and with as few steps.
+"""One device, with model calls skipped, beside the same sampler with every call and with as few steps.
 
 A row is one setting: model calls (mean over seeds), and the deviation from the sequential result with as many
 steps, RMS distance over RMS (median, 95th percentile).
@@ -8,16 +8,14 @@ steps, RMS distance over RMS (median, 95th percentile).
 from __future__ import annotations
 
 import itertools
-import statistics
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ._draft_subjects import ROOT, Subject, subjects
 from ._parallel_peers import relative_rms
+from .draft_refine import drafted, one_by_one, spread_of
 
-TOLERANCE = 0.01
 SAMPLERS = ("euler", "dpmpp_2m")
 
 
@@ -44,32 +42,11 @@ def _rows(subject: Subject, name: str, schedule: str, steps: int, seeds: list[in
     import comfy.samplers
 
     inner, sigmas = comfy.samplers.sampler_object(name), subject.sigmas(name, steps, schedule)
-    every = torch.cat([subject.sample(inner, sigmas, [seed]) for seed in seeds])
-    calls, left_out = _left_out(subject, inner, sigmas, seeds)
-    fewer_steps = round(statistics.mean(calls))
-    fewer = subject.sample(inner, subject.sigmas(name, fewer_steps, schedule), seeds)
+    every, singly = one_by_one(subject, inner, sigmas, seeds), [[seed] for seed in seeds]
+    _, calls, skipped, _ = drafted(subject, inner, "verified", 0, "extrapolated", sigmas, singly)
+    fewer = subject.sample(inner, subject.sigmas(name, round(calls), schedule), seeds)
     common = {"model": subject.name, "sampler": name, "schedule": schedule, "steps": steps}
     return [
-        {**common, "mode": mode, "model_calls": made, "median": spread[0], "p95": spread[1]}
-        for mode, made, spread in (
-            ("calls left out", statistics.mean(calls), _spread(left_out, every)),
-            ("fewer steps", fewer_steps, _spread(fewer, every)),
-        )
+        {**common, "mode": mode, "model_calls": made, **spread_of(relative_rms(result, every))}
+        for mode, made, result in (("calls skipped", calls, skipped), ("fewer steps", round(calls), fewer))
     ]
-
-
-def _left_out(subject: Subject, inner: Any, sigmas: Tensor, seeds: list[int]) -> tuple[list[int], Tensor]:
-    """Model calls of each seed, and the latents."""
-    from ..drafting.report import Report
-    from ..drafting.sampler import DraftRefine, Settings
-
-    reports: list[Report] = []
-    sampler = DraftRefine(inner, Settings(tolerance=TOLERANCE), on_report=reports.append)
-    result = torch.cat([subject.sample(sampler, sigmas, [seed]) for seed in seeds])
-    return [report.evaluations for report in reports], result
-
-
-def _spread(result: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Median and 95th percentile of the deviation."""
-    off = sorted(relative_rms(result, reference))
-    return statistics.median(off), off[round(0.95 * (len(off) - 1))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every second model call left out: its prediction is interpolated between evaluated ones.
+"""Up to every second model call skipped: its prediction is interpolated between evaluated ones.
 
 F (``space``) of a trajectory is interpolated in sqrt(sigma) by the parabola through two evaluations before a
 call and one behind it, which a draft makes known. The cubic through one more evaluation tells how far the
@@ -7,7 +7,7 @@ parabola is off:
 
     P3(t) - P2(t) = F[t0, t1, t2, t3] (t - t1) (t - t2) (t - t3),
 
-F[...] being Newton's divided difference, which tells before a call whether it can be left out.
+F[...] being Newton's divided difference, which tells before a call whether it can be skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .space import Space
 ORDER = 2
 """Of the interpolating polynomial."""
 NODES = ORDER + 2
-"""Evaluations of the polynomial that checks it; so many are made before a call is left out."""
+"""Evaluations of the polynomial that checks it; so many are made before a call is skipped."""
 EFFECT_SAFETY = 2.0
 """Errors of several calls add up in a picture; chosen by measuring (docs/draft_refine.md)."""
 

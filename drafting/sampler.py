@@ -34,7 +34,7 @@ from .window import Drafting
 
 ROUNDING = 1.05
 """Used drafts this many tolerances off are no rounding any more."""
-ALONE = "there is one device (Draft Devices can name several, or a batch), where calls are left out only for"
+ALONE = "there is one device (Draft Devices can name several, or a batch), which skips model calls only with"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         predicted = functools.partial(stand_in, model, backend)
         found = trace(call.silent, predicted, sigmas, x.ndim)
-        left_out = self._left_out(backend, found)
+        skippable = self._skippable(backend, found)
         policy = Policy(settings.mode, backend.width, settings.tolerance)
         space = Space(alpha_of(model_sampling_of(model, model_options)))
         noises = self._noises(call, predicted, found, x, sigmas)
@@ -125,9 +125,9 @@ class DraftRefine(comfy.samplers.KSAMPLER):
                 policy,
                 DRAFTS[settings.drafts](found.stochastic),
                 space,
-                parts_of(backend.request.guider, x),
-                left_out,
-                effects(space, found.calls) if left_out else (),
+                parts=parts_of(backend.request.guider, x),
+                skippable=skippable,
+                effects=effects(space, found.calls) if skippable else (),
             ),
             shape=x.shape,
         )
@@ -136,8 +136,8 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         self._tell(speculative.report, len(sigmas) - 1, f"{backend}", self._clock() - started)
         return result
 
-    def _left_out(self, backend: Backend, found: Trace) -> frozenset[int]:
-        """Calls that may be left out. Raises :class:`Undraftable` where there would be nothing to gain."""
+    def _skippable(self, backend: Backend, found: Trace) -> frozenset[int]:
+        """Calls that may be interpolated. Raises :class:`Undraftable` where nothing would be gained."""
         if backend.width > 1:
             return frozenset()
         if self.settings.mode != "verified" or self.settings.drafts != "extrapolated":
@@ -146,7 +146,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         between = [n for n in range(len(sigmas)) if in_between(found.calls, n)]
         if found.stochastic or not between:
             raise Undraftable(f"{ALONE} a sampler that adds no noise and calls the model once a step")
-        return frozenset(n for n in between if backend.may_leave_out(*sigmas[n - 1 : n + 2]))
+        return frozenset(n for n in between if backend.may_skip(*sigmas[n - 1 : n + 2]))
 
     def _noises(
         self,
@@ -166,9 +166,9 @@ class DraftRefine(comfy.samplers.KSAMPLER):
 
     def _tell(self, report: Report, steps: int, where: str, seconds: float) -> None:
         calls = 1 + max(state.call for states in report.rounds for state in states)
-        left_out = f", {report.interpolations} calls left out" if report.interpolations else ""
+        skipped = f", {report.interpolations} model calls skipped" if report.interpolations else ""
         self._inform(
-            f"{steps} steps ({calls} predictions) in {len(report.rounds)} rounds on {where}{left_out}, "
+            f"{steps} steps ({calls} predictions) in {len(report.rounds)} rounds on {where}{skipped}, "
             f"{report.rejections} drafts dropped, largest deviation {report.largest_deviation:.1e}, "
             f"{seconds:.2f} s."
         )

@@ -66,7 +66,7 @@ class Evaluate(Protocol):
 
     @property
     def drafting(self) -> bool:
-        """Whether calls may be left to drafts in the next round."""
+        """Whether the next round may hold drafts."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
         """Predictions [P, ...] at the states, or at the first few of them, in parallel; P is 1, or 2 where

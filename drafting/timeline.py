@@ -52,16 +52,16 @@ def draw(report: Report, places: list[str]) -> Image.Image:
     calls = 1 + max(state.call for states in report.rounds for state in states)
     title = f"{calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"
     if report.interpolations:
-        title += f", {report.interpolations} calls left out (between)"
+        title += f", {report.interpolations} calls skipped (between)"
     pen.text((MARGIN, MARGIN - 4), title, INK, font)
     top = MARGIN + 28
     for row, name in enumerate(names):
         pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, font, anchor="lm")
-    for column, (states, left_out) in enumerate(zip(evaluated, between, strict=True)):
-        cells = [*enumerate(states), *enumerate(left_out, rows)]
+    for column, (states, skipped) in enumerate(zip(evaluated, between, strict=True)):
+        cells = [*enumerate(states), *enumerate(skipped, rows)]
         for row, state in cells:
             x, y = left + column * cell, top + row * CELL
-            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0 and not left_out, small)
+            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0 and not skipped, small)
     _legend(pen, left, top + len(names) * CELL + MARGIN, small)
     return image
 

@@ -45,8 +45,8 @@ class Drafting:
     drafts: Drafts
     space: Space
     parts: tuple[int, ...] = ()
-    left_out: frozenset[int] = frozenset()
-    """Calls that need not be evaluated, where their neighbours tell enough."""
+    skippable: frozenset[int] = frozenset()
+    """Calls that may be interpolated instead of evaluated, where that is near enough."""
     effects: Sequence[float] = ()
     """By call: what may be seen of an error of its prediction. () for all of it."""
 
@@ -92,13 +92,14 @@ class Window:
         """
         if not self._history:
             return range(self._n, self._n + 1)
-        first = self._n + (drafting and self._can_interpolate(statistics))
+        skips = drafting and self._can_skip(statistics)
+        first = self._n + 1 if skips else self._n
         return range(first, first + width)
 
-    def _can_interpolate(self, statistics: RoundStatistics) -> bool:
-        """Whether leaving out the n-th call is expected to be within the tolerance. Never after a drop."""
+    def _can_skip(self, statistics: RoundStatistics) -> bool:
+        """Whether skipping the n-th call is expected to be within the tolerance. Never after a drop."""
         how, n, calls = self._how, self._n, self._calls
-        if n not in how.left_out or self._dropped or len(self._history) < NODES:
+        if n not in how.skippable or self._dropped or len(self._history) < NODES:
             return False
         times = [math.sqrt(each.sigma) for each in self._history]
         missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)

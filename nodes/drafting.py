@@ -71,9 +71,9 @@ class DraftDevices(io.ComfyNode):
                 io.String.Input(
                     "devices",
                     default="auto",
-                    tooltip="auto: all GPUs; with a single one, calls between others are left out. batch: "
-                    "several states at a time on one device, where nothing in the graph stands against it. "
-                    "Or a list such as: cuda:0, cuda:1",
+                    tooltip="auto: all GPUs; with a single one, up to every second model call is skipped. "
+                    "batch: several states at a time on one device, where nothing in the graph stands "
+                    "against it. Or a list such as: cuda:0, cuda:1",
                 ),
                 _width(),
             ],
@@ -106,8 +106,8 @@ class DraftRefineSampler(io.ComfyNode):
             display_name="Draft-Refine Sampler",
             category=CATEGORY,
             description="Makes any sampler work on several predictions at once: it drafts the next states, "
-            "evaluates them in parallel, and refines. Put Draft Devices before the guider; one device "
-            "without it leaves out calls that lie between others.",
+            "evaluates them in parallel, and refines. Put Draft Devices before the guider; on one "
+            "device without it, up to every second model call is skipped and interpolated.",
             search_aliases=[
                 "multi gpu",
                 "multigpu",

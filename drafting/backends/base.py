@@ -86,8 +86,8 @@ class Backend:
     def make(cls, request: Request) -> Backend:
         raise NotImplementedError
 
-    def may_leave_out(self, before: float, sigma: float, behind: float) -> bool:
-        """Whether a call at sigma, between two others, need not be evaluated."""
+    def may_skip(self, before: float, sigma: float, behind: float) -> bool:
+        """Whether a call at sigma may be interpolated between the calls before and behind it."""
         return False
 
     @property
@@ -97,7 +97,7 @@ class Backend:
 
     @property
     def drafting(self) -> bool:
-        """Whether the next round may leave calls to drafts. Not while the graph is still settling, nor once
+        """Whether the next round may hold drafts. Not while the graph is still settling, nor once
         drafts are given up.
         """
         settling = self._watch is not None and self._watch.settling

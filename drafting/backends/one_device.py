@@ -12,10 +12,10 @@ from .graph import active_conditions, foreign
 
 
 class OneDevice(Backend):
-    """A state a call, in the sampler's order. What is gained are calls that are left out, since they lie
-    between others.
+    """A state a call, in the sampler's order. What is gained are calls that are skipped, since they can be
+    interpolated between others.
 
-    What is left out is not seen: a patch that acts at a single step would be missed. So only core's own is
+    What is skipped is not seen: a patch that acts at a single step would be missed. So only core's own is
     sampled so.
     """
 
@@ -26,16 +26,14 @@ class OneDevice(Backend):
         if request.states_a_round == 1:
             return Undraftable("a width of 1 leaves nothing to draft")
         if (who := foreign(request.model, request.options)) is not None:
-            return Undraftable(
-                f"there is one device, and {who} may act at single steps, so that none may be left out"
-            )
+            return Undraftable(f"there is one device, and {who} may act at single steps, so none is skipped")
         return None
 
     @classmethod
     def make(cls, request: Request) -> OneDevice:
         return cls(request, 1)
 
-    def may_leave_out(self, before: float, sigma: float, behind: float) -> bool:
+    def may_skip(self, before: float, sigma: float, behind: float) -> bool:
         """Where the same conditions take part at all three."""
         dtype = self.request.model.sigmas.dtype
         active = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Calls that are left out on one device: interpolated, checked, and never at the cost of the picture."""
+"""Calls that are skipped on one device: interpolated, checked, and never at the cost of the picture."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def alone(model: Mixture, sigmas: Tensor, tolerance: float) -> Drafting:
     x = start(sigmas, dimension=model.mu.shape[1])
     calls = drafted(euler, model, sigmas, x, paper())[1].calls
     drafts = DRAFTS["extrapolated"](False)
-    left_out = frozenset(n for n in range(len(calls)) if in_between(calls, n))
+    skippable = frozenset(n for n in range(len(calls)) if in_between(calls, n))
     policy = Policy("verified", 1, tolerance)
-    return Drafting(policy, drafts, SPACE, left_out=left_out, effects=effects(SPACE, calls))
+    return Drafting(policy, drafts, SPACE, skippable=skippable, effects=effects(SPACE, calls))
 
 
 def paper() -> Drafting:
