@@ -24,8 +24,6 @@ ORDER = 2
 """Of the interpolating polynomial."""
 NODES = ORDER + 2
 """Evaluations of the polynomial that checks it; so many are made before a call is skipped."""
-EFFECT_SAFETY = 2.0
-"""Errors of several calls add up in a picture; chosen by measuring (docs/draft_refine.md)."""
 
 
 def interpolate(
@@ -66,20 +64,6 @@ def _weighted_F(space: Space, nodes: Sequence[SpanEvaluation], weights: Sequence
         return weighted_sum(zip(weights, F, strict=True))
 
     return tuple(map(part, range(len(nodes[-1].prediction))))
-
-
-def effects(space: Space, calls: Sequence[ModelCall]) -> tuple[float, ...]:
-    """What may be seen of an error of each call's prediction, relative to data: twice the largest part of it
-    that goes into a later state, relative to that state, and never more than all. The last call's is the
-    picture's.
-    """
-    found = [0.0] * len(calls)
-    for call in calls:
-        for i, _, weight in call.denoised_coeffs:
-            part = abs(weight) * space.sigma_data / space.scale(call.sigma)
-            found[i] = max(found[i], EFFECT_SAFETY * part)
-    found[-1] = 1.0
-    return tuple(min(part, 1.0) for part in found)
 
 
 def in_between(calls: Sequence[ModelCall], n: int) -> bool:

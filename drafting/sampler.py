@@ -21,7 +21,7 @@ from .backends import choose_backend
 from .backends.base import Backend, Request
 from .backends.graph import CLONES, MULTIGPU
 from .errors import MainDeviceOnly, Undraftable
-from .interpolation import effects, in_between
+from .interpolation import in_between
 from .messages import Say, both, inform, warn
 from .noise import NoiseTape
 from .own_noise import own_noise
@@ -111,7 +111,6 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         predicted = functools.partial(stand_in, model, backend)
         found = trace(call.silent, predicted, sigmas, x.ndim)
-        skippable = self._skippable(backend, found)
         policy = Policy(settings.mode, backend.width, settings.tolerance)
         space = Space(alpha_of(model_sampling_of(model, model_options)))
         noises = self._noises(call, predicted, found, x, sigmas)
@@ -126,8 +125,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
                 DRAFTS[settings.drafts](found.stochastic),
                 space,
                 parts=parts_of(backend.request.guider, x),
-                skippable=skippable,
-                effects=effects(space, found.calls) if skippable else (),
+                skippable=self._skippable(backend, found),
             ),
             shape=x.shape,
         )

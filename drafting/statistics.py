@@ -57,8 +57,6 @@ class RoundStatistics:
     """By how much predictions that were interpolated may be off."""
     third: Prediction = ()
     """F[t0, t1, t2, t3] of the newest evaluations, where there are so many (``interpolation``)."""
-    effects: Sequence[float] = ()
-    """By call: what may be seen of an error of its prediction. () for all of it."""
 
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
@@ -66,14 +64,13 @@ class RoundStatistics:
         missed. Of a latent of several parts the part that may be off furthest.
         """
         return max(
-            self.deviation_at(m, self.lipschitz(m, part) * self.distance(m, part), part)
+            self.lipschitz(m, part) * self.distance(m, part) + self.interpolation_error(m, part)
             for part in self.parts
         )
 
-    def deviation_at(self, m: int, carried: float, part: int = 0) -> float:
-        """What may be seen of the m-th prediction: ``carried`` so far off, and interpolated if it was."""
-        missed = self._rms(self.missed[m], part) / self.space.sigma_data if m in self.missed else 0.0
-        return (carried + missed) * (self.effects[m] if self.effects else 1.0)
+    def interpolation_error(self, m: int, part: int = 0) -> float:
+        """Of the m-th prediction, relative to the data. 0 where it was evaluated."""
+        return self._rms(self.missed[m], part) / self.space.sigma_data if m in self.missed else 0.0
 
     @property
     def third_rms(self) -> float:

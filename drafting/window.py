@@ -47,8 +47,6 @@ class Drafting:
     parts: tuple[int, ...] = ()
     skippable: frozenset[int] = frozenset()
     """Calls that may be interpolated instead of evaluated, where that is near enough."""
-    effects: Sequence[float] = ()
-    """By call: what may be seen of an error of its prediction. () for all of it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Window:
         times = [math.sqrt(each.sigma) for each in self._history]
         missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)
         lipschitz = max(statistics.lipschitz(n, part) for part in statistics.parts)
-        return how.policy.accepts(max(how.effects[n] * missed, how.effects[n + 1] * lipschitz * distance))
+        return how.policy.accepts(max(missed, lipschitz * distance))
 
     def states(self, evaluated: range, statistics: RoundStatistics) -> list[Tensor]:
         """x, or drafts from predicted predictions: the states of the ``evaluated`` calls."""
@@ -166,7 +164,7 @@ class Window:
         errors = {m: row(difference(found[m], each)) for m, each in predicted.items() if m in found}
         missed = {m: row(each) for m, each in self._missed.items()}
         nodes = newest_per_sigma([*self._history, *seen.values()], self._rising)[-NODES:]
-        third = row(divided_difference(space, nodes)) if how.effects and len(nodes) == NODES else ()
+        third = row(divided_difference(space, nodes)) if how.skippable and len(nodes) == NODES else ()
         gram, parameter, elsewhere = self._span.gram(rows), before.parameter, before.lipschitz_elsewhere
         if drafted:
             parameter = partial(drafts.predictor.fit, residuals, gram)
@@ -185,7 +183,6 @@ class Window:
             pairs=pairs,
             missed=missed,
             third=third,
-            effects=how.effects,
         )
 
     def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:

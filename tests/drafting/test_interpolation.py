@@ -15,9 +15,7 @@ from torch import Tensor
 from dizzydiff.common.sampler_trace import ModelCall
 from dizzydiff.drafting.combination import Evaluation, Span
 from dizzydiff.drafting.interpolation import (
-    EFFECT_SAFETY,
     divided_difference,
-    effects,
     expected_deviation,
     in_between,
     interpolate,
@@ -64,13 +62,6 @@ def call(step: int, sigma: float, weight: float = 0.0) -> ModelCall:
 CALLS = [call(0, 4.0), call(1, 2.0, 0.5), call(2, 1.0, 0.5), call(3, 0.9, 0.1)]
 
 
-def test_an_error_shows_by_what_goes_into_later_states_and_the_last_shows_whole() -> None:
-    found = effects(SPACE, CALLS)
-    expected = [EFFECT_SAFETY * 0.5 / math.hypot(1, 2), EFFECT_SAFETY * 0.5 / math.sqrt(2)]
-    assert found[:2] == pytest.approx(expected)
-    assert found[2] == pytest.approx(EFFECT_SAFETY * 0.1 / math.hypot(1, 0.9)) and found[3] == 1.0
-
-
 def test_only_a_call_that_is_alone_in_its_step_and_between_two_sigmas_can_be_left_out() -> None:
     assert [in_between(CALLS, n) for n in range(4)] == [False, True, True, False]
     assert not in_between([CALLS[0], CALLS[1], replace(CALLS[2], step=1)], 1)
@@ -95,22 +86,22 @@ def alone(model: Mixture, sigmas: Tensor, tolerance: float) -> Drafting:
     drafts = DRAFTS["extrapolated"](False)
     skippable = frozenset(n for n in range(len(calls)) if in_between(calls, n))
     policy = Policy("verified", 1, tolerance)
-    return Drafting(policy, drafts, SPACE, skippable=skippable, effects=effects(SPACE, calls))
+    return Drafting(policy, drafts, SPACE, skippable=skippable)
 
 
 def paper() -> Drafting:
     return Drafting(Policy("aggressive", 2), DRAFTS["extrapolated"](False), SPACE)
 
 
-@pytest.mark.parametrize("steps", [28, 50])
-def test_one_device_makes_little_more_than_half_of_the_calls(steps: int) -> None:
+@pytest.mark.parametrize(("steps", "calls"), [(28, 22), (50, 33)])
+def test_one_device_makes_fewer_calls_and_stays_within_the_tolerance(steps: int, calls: int) -> None:
     model, sigmas = Mixture(64, 8, 0.15), karras(steps)
     x = start(sigmas, 4, 64)
     result, speculative = drafted(euler, model, sigmas, x, alone(model, sigmas, 0.01))
     report = speculative.report
-    assert report.evaluations == len(report.rounds) <= 0.66 * steps
+    assert report.evaluations == len(report.rounds) <= calls
     assert report.evaluations + report.interpolations == steps + report.rejections
-    assert deviation(result, plainly(euler, model, sigmas, x)) < 0.015
+    assert deviation(result, plainly(euler, model, sigmas, x)) < 0.01
 
 
 @settings(max_examples=12)
