@@ -14,8 +14,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-LONGEST_STEM = 64
-"""Letters of a name that its unfinished file keeps, so that the longest allowed names have one too."""
+SHORT_STEM = 32
+"""Letters of a name that its unfinished file keeps: at most 128 bytes, so that the longest names that are
+allowed have one too.
+"""
 
 
 @contextlib.contextmanager
@@ -26,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What stands at ``path`` is untouched until then. The folder is made where it is missing. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name[:LONGEST_STEM]}.{secrets.token_hex(4)}.part")
+    unfinished = path.with_name(f".{path.name[:SHORT_STEM]}.{secrets.token_hex(4)}.part")
     try:
         unfinished.touch(exist_ok=False)
         mode = stat.S_IMODE(unfinished.stat().st_mode)

@@ -21,6 +21,12 @@ verdicts on what was drafted on it, {"verdicts": Verdicts}.
 REPLICAS, REPLICA_OPTIONS = "multigpu", "multigpu_options"
 """Core's key of a MODEL's additional models, and that of their options."""
 
+EXPECTED = 'Expected "auto", "batch", or names such as "cuda:0, cuda:1".'
+ONE_DEVICE = (
+    "Up to every second model call is skipped where that stays within the tolerance. With devices set to "
+    "batch, several states are evaluated at a time."
+)
+
 
 def spread(model: Any, devices: str, width: int) -> Any:
     """The model with replicas on ``devices``: "auto" (all that ComfyUI uses), "batch" (none), or names such
@@ -35,14 +41,30 @@ def spread(model: Any, devices: str, width: int) -> Any:
         places = comfy.model_management.get_all_torch_devices() if wish == "auto" else parse_devices(devices)
         main = canonical(model.load_device)
         others = [place for place in dict.fromkeys(map(canonical, places)) if place != main]
-        if not others:
-            inform(
-                f"Draft Devices found no device but {main}: pictures are sampled plainly. With devices set "
-                "to batch, it evaluates several states at a time."
-            )
-        model = _with_replicas(model, others[: width - 1] if width and wish == "auto" else others)
+        if wish == "auto":
+            others = _that_can_be_had(model, others[: width - 1] if width else others)
+        elif not others:
+            inform(f"Draft Devices has no device but {main}: {ONE_DEVICE}")
+        model = _with_replicas(model, others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
     return model
+
+
+def _that_can_be_had(model: Any, others: list[torch.device]) -> list[torch.device]:
+    """Of the devices that "auto" finds; none of a model that cannot be copied. Says so where none is left."""
+    if not others:
+        inform(f"Draft Devices found no device but {canonical(model.load_device)}: {ONE_DEVICE}")
+    elif model.cached_patcher_init is None:
+        inform(f"Draft Devices leaves out {', '.join(map(str, others))}: {_no_recipe(model)} {ONE_DEVICE}")
+        return []
+    return others
+
+
+def _no_recipe(model: Any) -> str:
+    return (
+        f"the loader of this {type(model.model).__name__} keeps no recipe for a second copy. Load it with "
+        "Load Checkpoint, Load Diffusion Model or Load Guided Student."
+    )
 
 
 def canonical(place: torch.device) -> torch.device:
@@ -62,11 +84,7 @@ def _without_replicas(model: Any) -> Any:
 
 def _with_replicas(model: Any, others: Sequence[torch.device]) -> Any:
     if others and model.cached_patcher_init is None:
-        raise CannotClone(
-            f"{type(model.model).__name__} cannot be loaded a second time for {others[0]}: the loader that "
-            "made it keeps no recipe. Load it with Load Checkpoint, Load Diffusion Model or Load Guided "
-            "Student."
-        )
+        raise CannotClone(f"No copy of the model can be had for {others[0]}: {_no_recipe(model)}")
     model = model.clone()
     kept = {canonical(clone.load_device): clone for clone in model.get_additional_models_with_key(REPLICAS)}
     clones = []
@@ -85,14 +103,13 @@ def parse_devices(names: str) -> list[torch.device]:
     machine.
     """
     places = []
+    if not names.strip():
+        raise BadDevices(f"No devices are given. {EXPECTED}")
     for name in (part.strip() for part in names.split(",")):
         try:
             place = torch.device(name)
         except RuntimeError as error:
-            raise BadDevices(
-                f'{name!r} in {names!r} is no device. Expected "auto", "batch", or names such as '
-                '"cuda:0, cuda:1".'
-            ) from error
+            raise BadDevices(f"{name!r} in {names!r} is no device. {EXPECTED}") from error
         if place.type != "cpu" and not _is_there(place):
             raise BadDevices(
                 f"{name!r} in {names!r} is not on this machine. Expected one of: "

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 @dataclass(frozen=True)
 class ReportedCall:
     """One model call that a round made ready: how far the sampler arrived from it (None: it stood there, or
-    never arrived); whether its prediction was used; whether that was interpolated instead of evaluated.
+    never arrived); whether its prediction was used; whether that was interpolated instead of evaluated;
+    the device that evaluated it, where there are several.
     """
 
     call: int
     deviation: float | None = None
     accepted: bool | None = None
     interpolated: bool = False
+    device: str = ""
 
 
 @dataclass

@@ -17,7 +17,7 @@ accepted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -67,6 +67,10 @@ class Evaluate(Protocol):
     @property
     def drafting(self) -> bool:
         """Whether the next round may hold drafts."""
+
+    @property
+    def evaluated_on(self) -> Sequence[str]:
+        """The device of each state of the last round; none where there is one device."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
         """Predictions [P, ...] at the states, or at the first few of them, in parallel; P is 1, or 2 where
@@ -162,9 +166,13 @@ class SpeculativeModel:
         ]
         predictions = self.evaluate(states, arguments)
         evaluated = evaluated[: len(predictions)]
+        devices = dict(zip(evaluated, self.evaluate.evaluated_on, strict=False))
         self._window = window.take(evaluated, predictions)
         self._report.rounds.append(
-            [ReportedCall(m, interpolated=each.interpolated) for m, each in sorted(self._window.items())]
+            [
+                ReportedCall(m, interpolated=each.interpolated, device=devices.get(m, ""))
+                for m, each in sorted(self._window.items())
+            ]
         )
         self._statistics = window.statistics(self._statistics)
         self._dropped = {}

@@ -6,6 +6,7 @@ bottom.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -32,15 +33,33 @@ def colour(deviation: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def draw(report: Report, places: list[str]) -> Image.Image:
-    """RGB picture of a report; ``places`` are the devices that take the states of a round in turn, none where
-    one takes all.
+def _rows(report: Report) -> tuple[list[str], list[list[tuple[int, ReportedCall]]]]:
+    """Names of the rows, and each round's calls with their rows: those of a device, in the order in which
+    they were drafted, and below them what was interpolated.
     """
     evaluated = [[call for call in calls if not call.interpolated] for calls in report.rounds]
     between = [[call for call in calls if call.interpolated] for calls in report.rounds]
-    rows = max(map(len, evaluated))
-    names = [places[row % len(places)] if places else "draft" if row else "state" for row in range(rows)]
-    names += ["between"] * max(map(len, between))
+    devices = dict.fromkeys(call.device for calls in evaluated for call in calls)
+    names: list[str] = []
+    first: dict[str, int] = {}
+    for device in devices:
+        first[device] = len(names)
+        most = max(sum(call.device == device for call in calls) for calls in evaluated)
+        names += [device or ("draft" if row else "state") for row in range(most)]
+    placed = []
+    for calls, skipped in zip(evaluated, between, strict=True):
+        taken = Counter[str]()
+        cells = list(enumerate(skipped, len(names)))
+        for call in calls:
+            cells.append((first[call.device] + taken[call.device], call))
+            taken[call.device] += 1
+        placed.append(cells)
+    return names + ["between"] * max(map(len, between)), placed
+
+
+def draw(report: Report) -> Image.Image:
+    """RGB picture of a report."""
+    names, rounds = _rows(report)
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
     left = MARGIN + max(int(font.getlength(name)) for name in names) + MARGIN
     cell = max(CELL, (SMALLEST - left - MARGIN) // len(report.rounds))
@@ -57,11 +76,11 @@ def draw(report: Report, places: list[str]) -> Image.Image:
     top = MARGIN + 28
     for row, name in enumerate(names):
         pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, font, anchor="lm")
-    for column, (states, skipped) in enumerate(zip(evaluated, between, strict=True)):
-        cells = [*enumerate(states), *enumerate(skipped, rows)]
+    for column, cells in enumerate(rounds):
+        skips = any(state.interpolated for _, state in cells)
         for row, state in cells:
             x, y = left + column * cell, top + row * CELL
-            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0 and not skipped, small)
+            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0 and not skips, small)
     _legend(pen, left, top + len(names) * CELL + MARGIN, small)
     return image
 

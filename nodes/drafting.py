@@ -85,9 +85,9 @@ class DraftDevices(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, devices: str = "auto") -> bool | str:
+    def validate_inputs(cls, devices: str | None = "auto") -> bool | str:
         try:
-            if devices.strip().lower() not in ("auto", "batch"):
+            if devices is not None and devices.strip().lower() not in ("auto", "batch"):
                 parse_devices(devices)
         except BadDevices as error:
             return str(error)
@@ -179,7 +179,7 @@ class DraftRefineKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
+    def validate_inputs(cls, denoise: float | None = 1.0) -> bool | str:
         return inputs.check_denoise(denoise)
 
     @classmethod
@@ -220,14 +220,10 @@ class DraftRefineKSampler(io.ComfyNode):
         sampled = SamplerCustom.execute(
             model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         )
-        replicas = model.get_additional_models_with_key("multigpu")
-        return io.NodeOutput(
-            sampled.result[0],
-            picture_of(reports, messages, [str(each.load_device) for each in (model, *replicas) if replicas]),
-        )
+        return io.NodeOutput(sampled.result[0], picture_of(reports, messages))
 
 
-def picture_of(reports: list[Report], messages: list[str], places: list[str]) -> torch.Tensor:
+def picture_of(reports: list[Report], messages: list[str]) -> torch.Tensor:
     """The timeline [1, H, W, 3] of a run, or why nothing was drafted."""
-    picture = timeline.draw(reports[0], places) if reports else picture_of_text(" ".join(messages))
+    picture = timeline.draw(reports[0]) if reports else picture_of_text(" ".join(messages))
     return image_of(picture)

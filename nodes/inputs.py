@@ -81,9 +81,9 @@ def denoise() -> io.Float.Input:
     )
 
 
-def check_denoise(denoise: float) -> bool | str:
-    """For validate_inputs: True, or what is wrong with the value."""
-    if denoise == 0 or LEAST_DENOISE <= denoise <= 1:
+def check_denoise(denoise: float | None) -> bool | str:
+    """As :func:`check_range`."""
+    if denoise is None or denoise == 0 or LEAST_DENOISE <= denoise <= 1:
         return True
     return f"denoise: got {denoise}; expected 0, or a share of the noise from {LEAST_DENOISE} to 1."
 

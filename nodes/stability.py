@@ -140,10 +140,9 @@ class StabilityGrid(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, denoise: float = 1.0, base_blend: float = 0.0) -> bool | str:
-        if not 0 <= base_blend <= 1:
-            return f"base_blend: got {base_blend}; expected a share from 0 to 1."
-        return inputs.check_denoise(denoise)
+    def validate_inputs(cls, denoise: float | None = 1.0, base_blend: float | None = 0.0) -> bool | str:
+        blend = inputs.check_range("base_blend", base_blend, 0.0, 1.0)
+        return inputs.check_denoise(denoise) if blend is True else blend
 
     @classmethod
     def execute(
@@ -186,7 +185,7 @@ class StabilitySampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, denoise: float = 1.0) -> bool | str:
+    def validate_inputs(cls, denoise: float | None = 1.0) -> bool | str:
         return inputs.check_denoise(denoise)
 
     @classmethod

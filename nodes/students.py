@@ -268,7 +268,7 @@ class StudentSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, eta: float = 1.0) -> bool | str:
+    def validate_inputs(cls, eta: float | None = 1.0) -> bool | str:
         return check_range("eta", eta, 0.0, 1.0)
 
     @classmethod

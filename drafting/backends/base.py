@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,8 @@ class Backend:
 
     places = 1
     """Devices that evaluate at the same time."""
+    evaluated_on: Sequence[str] = ()
+    """The device of each state of the last round, where there are several."""
 
     def __init__(self, request: Request, width: int) -> None:
         self.request, self.model, self.width = request, request.model, width

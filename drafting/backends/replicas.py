@@ -65,6 +65,7 @@ class Replicas(Backend):
             for place in self._others
             if shares[place]
         }
+        evaluated_on = [str(places[i % len(places)]) for i in range(len(states))]
         predictions: dict[int, Tensor] = {}
         try:
             for i in shares[self._main]:
@@ -78,6 +79,8 @@ class Replicas(Backend):
             self._fail(place, error)
             for i in shares[place]:
                 predictions[i] = super().evaluate([states[i]], arguments)[0]
+                evaluated_on[i] = str(self._main)
+        self.evaluated_on = evaluated_on
         return [predictions[i] for i in range(len(states))]
 
     def check(self, arguments: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
-from dizzydiff.drafting.devices import parse_devices, spread
+from dizzydiff.drafting.devices import devices_of, parse_devices, spread
 from dizzydiff.drafting.errors import BadDevices, CannotClone
 from dizzydiff.drafting.report import Report
 from dizzydiff.drafting.sampler import DraftRefine, Settings
@@ -329,7 +329,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
 
 @pytest.mark.parametrize(
     ("devices", "error"),
-    [("gpu one", "is no device"), ("cuda:99", "not on this machine"), ("", "is no device")],
+    [("gpu one", "is no device"), ("cuda:99", "not on this machine"), ("", "No devices are given")],
 )
 def test_devices_that_are_none_are_refused(devices: str, error: str, teacher: Any) -> None:
     with pytest.raises(BadDevices, match=error):
@@ -345,6 +345,19 @@ def test_a_model_without_a_recipe_says_which_loader_keeps_one(teacher: Any) -> N
     model.cached_patcher_init = None
     with pytest.raises(CannotClone, match="Load Diffusion Model"):
         spread(model, "cpu, cpu:1", 0)
+
+
+def test_auto_leaves_out_devices_for_which_a_model_has_no_copy_and_says_so(
+    teacher: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = [torch.device("cpu"), torch.device("cpu", 1)]
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda: places)
+    caplog.set_level("INFO")
+    assert devices_of(spread(teacher, "auto", 0)) == 2
+    model = teacher.clone()
+    model.cached_patcher_init = None
+    assert devices_of(spread(model, "auto", 0)) == 1
+    assert "leaves out cpu:1" in caplog.text and "no recipe" in caplog.text
 
 
 def test_devices_change_between_two_prompts(teacher: Any, prompts: tuple[list, list]) -> None:

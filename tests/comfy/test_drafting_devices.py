@@ -54,7 +54,15 @@ def test_a_device_that_predicts_otherwise_is_left_out(
     result, report = drafting(model, prompts, TWO)
     assert "cpu:1 predicts otherwise than cpu does" in caplog.text
     assert widest(report) == 1
+    assert {call.device for calls in report.rounds for call in calls} == {"cpu"}
     same(result, plain(teacher, prompts))
+
+
+def test_the_report_names_the_device_of_every_state(teacher: Any, prompts: Prompts) -> None:
+    _, report = drafting(teacher, prompts, TWO)
+    for calls in report.rounds:
+        assert [call.device for call in calls] == ["cpu", "cpu:1"][: len(calls)]
+    assert widest(report) == 2
 
 
 def test_a_device_that_predicts_otherwise_is_left_out_of_every_picture(

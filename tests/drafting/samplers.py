@@ -43,6 +43,7 @@ class Here:
 
     def __init__(self, model: Model, capacity: int = 64, drafting: bool = True) -> None:
         self.model, self.capacity, self.drafting = model, capacity, drafting
+        self.evaluated_on: list[str] = []
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         return [self.model(state.x, state.sigmas)[None] for state in states]

@@ -26,7 +26,7 @@ def test_colours_go_from_near_to_far() -> None:
 
 
 def test_every_state_has_its_cell() -> None:
-    image = draw(REPORT, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"])
+    image = draw(REPORT)
     assert image.width >= 1024
     shades = {shade for _, shade in image.getcolors(1 << 20)}
     assert {ANCHOR, UNUSED, colour(1e-4), colour(0.1), colour(1e-2)} <= shades
@@ -47,7 +47,7 @@ def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom()
             [ReportedCall(2), ReportedCall(3, third, True)],
         ]
     )
-    image = draw(report, ["cuda:0", "cuda:1", "cuda:2"])
+    image = draw(report)
     upper, lower, later = (box(image, colour(deviation)) for deviation in (first, second, third))
     assert (upper[0], upper[2]) == (lower[0], lower[2]), "one round, one column"
     assert upper[3] < lower[1], "below one another, apart"
@@ -58,17 +58,39 @@ def test_rounds_go_from_left_to_right_and_states_of_a_round_from_top_to_bottom()
     assert anchor == ANCHOR, "where the sampler stood is on top"
 
 
+def test_a_device_keeps_its_rows_and_one_that_is_left_out_has_no_more() -> None:
+    """The first draft of a device of two states a round, and the only one that is left in the round after."""
+    report = Report(
+        [
+            [ReportedCall(0, device="a"), ReportedCall(1, 3e-4, True, device="b")],
+            [
+                ReportedCall(2, device="a"),
+                ReportedCall(3, 3e-3, True, device="b"),
+                ReportedCall(4, 3e-2, True, device="a"),
+            ],
+            [ReportedCall(5, device="a"), ReportedCall(6, 2e-2, True, device="a")],
+        ]
+    )
+    image = draw(report)
+    on_b, later_on_b, second_on_a, alone = (
+        box(image, colour(deviation)) for deviation in (3e-4, 3e-3, 3e-2, 2e-2)
+    )
+    assert (on_b[1], on_b[3]) == (later_on_b[1], later_on_b[3])
+    assert second_on_a[3] < on_b[1], "the main device's rows are on top"
+    assert (alone[1], alone[3]) == (second_on_a[1], second_on_a[3])
+
+
 def test_every_round_of_a_long_run_is_in_the_picture() -> None:
     rounds = [[ReportedCall(n), ReportedCall(n + 1, 5e-2, True)] for n in range(100)]
     rounds[-1][1] = ReportedCall(100, 2e-4, True)
-    image = draw(Report(rounds), ["cuda:0", "cuda:1"])
+    image = draw(Report(rounds))
     left, top, right, bottom = box(image, colour(2e-4))
     assert right - left >= 40 and bottom - top >= 40 and right < image.width
 
 
 def test_what_was_dropped_is_crossed_out() -> None:
     near, far = ReportedCall(2, 2e-4, True), ReportedCall(3, 5e-2, False)
-    image = draw(Report([[ReportedCall(0)], [ReportedCall(1), near, far]]), [])
+    image = draw(Report([[ReportedCall(0)], [ReportedCall(1), near, far]]))
     for off, crossed in ((2e-4, False), (5e-2, True)):
         left, top, right, bottom = box(image, colour(off))
         x, y = (3 * left + right) // 4, (3 * top + bottom) // 4  # a quarter of the way along its diagonal
@@ -78,7 +100,7 @@ def test_what_was_dropped_is_crossed_out() -> None:
 def test_a_call_that_was_left_out_is_shown_below_those_that_were_evaluated() -> None:
     between = ReportedCall(1, 2e-3, True, interpolated=True)
     report = Report([[ReportedCall(0)], [between, ReportedCall(2, 2e-2, True)]])
-    image = draw(report, [])
+    image = draw(report)
     assert box(image, colour(2e-3))[1] > box(image, colour(2e-2))[3]
     assert (report.evaluations, report.interpolations, report.largest_deviation) == (2, 1, 2e-2)
 
