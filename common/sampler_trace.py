@@ -111,7 +111,8 @@ def trace(run: SamplerRun, stand_in: Callable[[Predict], Any], sigmas: Tensor, n
     def coefficients(derivatives: bool) -> tuple[Tensor, Tensor]:
         """x_coeff [N] and the coefficients [N, 2 N + Q] of each state, checked against the numbers' run."""
         found = _recurrence(_symbolic_states(subject, ndim, tried, derivatives))
-        _check_linear(*found, values.x, values.symbols(derivatives))
+        if not _is_linear(*found, values.x, values.symbols(derivatives)):
+            raise Untraceable(_why_not_linear(subject, ndim))
         return found
 
     (x_coeffs, coeffs), derivatives = coefficients(False), False
@@ -210,9 +211,19 @@ def _recurrence(rows: Tensor) -> tuple[Tensor, Tensor]:
     return x_coeffs, coeffs
 
 
-def _check_linear(x_coeffs: Tensor, coeffs: Tensor, states: Tensor, symbols: Tensor) -> None:
-    """Raise :class:`Untraceable` unless states [N] are what the recurrence makes of their symbols."""
+def _is_linear(x_coeffs: Tensor, coeffs: Tensor, states: Tensor, symbols: Tensor) -> bool:
+    """Whether states [N] are what the recurrence makes of their symbols."""
     carried = x_coeffs[1:] * states[:-1]
     off = (states[1:] - carried - coeffs[1:] @ symbols).abs()
-    if not (off <= LINEARITY_RTOL * (carried.abs() + coeffs[1:].abs() @ symbols.abs())).all():
-        raise Untraceable("its states are not linear in what the model predicts")
+    return bool((off <= LINEARITY_RTOL * (carried.abs() + coeffs[1:].abs() @ symbols.abs())).all())
+
+
+def _why_not_linear(subject: DryRuns, ndim: int) -> str:
+    """From 0, with predictions and noises 0, a linear sampler stays at 0."""
+    zero = torch.zeros([1] * ndim, dtype=subject.sigmas.dtype)
+    still = subject.dry_run(
+        zero.clone(), lambda m, x, sigma: torch.zeros_like(x).expand(2, *x.shape), lambda q: zero.clone()
+    )
+    if any(state.count_nonzero() for state in still.states):
+        return "it adds noise of a kind of its own"
+    return "its states are not linear in what the model predicts"

@@ -141,7 +141,7 @@ def test_samplers_that_cannot_be_traced_are_found_out() -> None:
         adaptive: "depends on what the model predicted",
         silent: "one by one",
         clipping: "not linear",
-        own_noise: "not linear",
+        own_noise: "noise of a kind of its own",
         remembering: "long before",
         to_zero: "not above zero",
     }
