@@ -57,7 +57,7 @@ def students_of(teacher: Any, manifest: Manifest, name: str, in_memory: int = IN
     The first is read at once, to see whether the teacher is theirs. Raises WrongTeacher.
     """
     first = manifest.adapter(0)
-    check_teacher(teacher, first, name)
+    check_teacher(teacher, first, f"{name} ({manifest.files[0]})")
     return guided_model(teacher, first.guidance, name, Router(manifest, in_memory))
 
 

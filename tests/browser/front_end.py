@@ -74,6 +74,18 @@ class FrontEnd:
         self.page.wait_for_function("app.graph.nodes.length > 0")
         self.settle()
 
+    def templates(self) -> None:
+        """Open the template browser on the pack's own."""
+        self.page.get_by_role("button", name="Templates").first.click()
+        self.page.get_by_text("dizzydiff", exact=True).last.click()
+
+    def open_template(self, name: str) -> None:
+        """Click a template of the pack, and wait for its graph."""
+        self.blank()
+        self.templates()
+        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.page.wait_for_function("app.graph.nodes.length > 0")
+
     def settle(self, milliseconds: int = 500) -> None:
         """Let transitions end, where the page gives no sign to wait for."""
         self.page.wait_for_timeout(milliseconds)
@@ -92,6 +104,18 @@ class FrontEnd:
         return self.page.evaluate(
             "app.graph.groups.map(group => Array.from(group.boundingRect ?? group._bounding))"
         )
+
+    def scale(self) -> float:
+        """How large the graph is shown, once the view stands still."""
+        self.page.wait_for_function(
+            """() => {
+                const scale = app.canvas.ds.scale, still = window.lastScale === scale
+                window.lastScale = scale
+                return still
+            }""",
+            polling=200,
+        )
+        return self.page.evaluate("app.canvas.ds.scale")
 
     def prompt(self) -> dict[str, Any]:
         """What *Export (API)* gives."""

@@ -65,6 +65,23 @@ def test_a_dropped_workflow_is_whole_tidy_and_queues_what_its_api_copy_says(
     assert front_end.prompt() == json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("screen", [(1600, 900), (1920, 1080)], ids=lambda screen: f"{screen[0]}")
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_template_opens_large_enough_to_be_read(
+    path: Path, screen: tuple[int, int], front_end: FrontEnd
+) -> None:
+    """Below 0.57 the front end writes no text."""
+    page, (width, height) = front_end.page, screen
+    before = page.viewport_size
+    page.set_viewport_size({"width": width, "height": height})
+    try:
+        front_end.open_template(path.stem)
+        assert front_end.scale() >= 0.6
+        page.screenshot(path=path.parents[1] / ".dev" / "screenshots" / f"opened-{path.stem}-{width}.png")
+    finally:
+        page.set_viewport_size(before)
+
+
 def test_run_shows_the_pictures_in_their_node_and_a_saved_picture_brings_the_graph_back(
     front_end: FrontEnd, comfy_server: Server
 ) -> None:
@@ -140,11 +157,9 @@ def test_a_wrong_value_is_explained_at_its_node(front_end: FrontEnd) -> None:
 
 
 def test_the_template_browser_shows_every_workflow_with_its_picture(front_end: FrontEnd) -> None:
-    page = front_end.page
-    page.get_by_role("button", name="Templates").first.click()
-    page.get_by_text("dizzydiff", exact=True).last.click()
+    front_end.templates()
     for path in WORKFLOWS:
-        card = page.get_by_test_id(f"template-workflow-{path.stem}")
+        card = front_end.page.get_by_test_id(f"template-workflow-{path.stem}")
         card.scroll_into_view_if_needed()  # a card's picture is loaded when it comes into view
         picture = card.get_by_role("img").first.evaluate(
             "image => image.decode().then(() => [image.naturalWidth, image.currentSrc])"
