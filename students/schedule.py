@@ -16,6 +16,8 @@ BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredco
 """diffusers' name -> core's."""
 MOST_TIMESTEPS = 10_000
 """A network is trained on a thousand, as a rule."""
+MOST_NOISE = 60.0
+"""Sum of all betas: what is left of the picture, exp(-sum), is a number in single precision. 10 as a rule."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,35 @@ def read_schedule(config: Config | None, name: str) -> Schedule | None:
             f"{name}: scheduler with prediction_type {prediction!r} and beta_schedule {beta_schedule!r}; "
             f"expected one of {sorted(PREDICTIONS)} and one of {sorted(BETA_SCHEDULES)}."
         )
-    timesteps = int(number_in(config, "num_train_timesteps", 1000, (1, MOST_TIMESTEPS), name))
-    settings = {
-        "beta_schedule": BETA_SCHEDULES[beta_schedule],
-        "timesteps": timesteps,
-        "linear_start": number_in(config, "beta_start", 0.00085 if lcm else 0.0001, (0, 1), name),
-        "linear_end": number_in(config, "beta_end", 0.012 if lcm else 0.02, (0, 1), name),
-        "zsnr": bool(config.get("rescale_betas_zero_snr", False)),
-    }
-    steps = number_in(config, "original_inference_steps", 50, (1, timesteps), name) if lcm else None
+    settings = _noise_settings(config, BETA_SCHEDULES[beta_schedule], lcm, name)
+    steps = (
+        number_in(config, "original_inference_steps", 50, (1, settings["timesteps"]), name) if lcm else None
+    )
     return Schedule(
         PREDICTIONS[prediction],
         settings,
         _trained_betas(config.get("trained_betas"), name),
         None if steps is None else int(steps),
     )
+
+
+def _noise_settings(config: Config, beta_schedule: str, lcm: bool, name: str) -> dict[str, Any]:
+    """Core's ``sampling_settings``. Raises ConfigMismatch."""
+    timesteps = int(number_in(config, "num_train_timesteps", 1000, (1, MOST_TIMESTEPS), name))
+    settings = {
+        "beta_schedule": beta_schedule,
+        "timesteps": timesteps,
+        "linear_start": number_in(config, "beta_start", 0.00085 if lcm else 0.0001, (0, 0.999), name),
+        "linear_end": number_in(config, "beta_end", 0.012 if lcm else 0.02, (0, 0.999), name),
+        "zsnr": bool(config.get("rescale_betas_zero_snr", False)),
+    }
+    if (noise := timesteps * (settings["linear_start"] + settings["linear_end"]) / 2) > MOST_NOISE:
+        raise ConfigMismatch(
+            f"{name}: beta_start {settings['linear_start']:g}, beta_end {settings['linear_end']:g} and "
+            f"{timesteps} timesteps leave nothing of a picture (their betas add up to {noise:.0f}). Expected "
+            "values such as 0.0001, 0.02 and 1000: download its config again."
+        )
+    return settings
 
 
 def _trained_betas(betas: Any, name: str) -> tuple[float, ...] | None:
