@@ -25,6 +25,26 @@ class Report:
     """For every round its model calls, in their order."""
 
     rounds: list[list[ReportedCall]] = field(default_factory=list)
+    seconds: float = 0.0
+    """From the first look at the graph to the picture."""
+
+    @property
+    def calls(self) -> int:
+        """That the sampler made."""
+        return 1 + max(state.call for states in self.rounds for state in states)
+
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """For programs."""
+        return {
+            "calls": self.calls,
+            "rounds": len(self.rounds),
+            "evaluations": self.evaluations,
+            "skipped": self.interpolations,
+            "dropped": self.rejections,
+            "largest_deviation": self.largest_deviation,
+            "seconds": self.seconds,
+        }
 
     @property
     def evaluations(self) -> int:

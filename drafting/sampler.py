@@ -131,7 +131,9 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         noise = noises.reader() if found.stochastic else None
         result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
-        self._tell(speculative.report, len(sigmas) - 1, f"{backend}", self._clock() - started)
+        report = speculative.report
+        report.seconds = self._clock() - started
+        self._tell(report, len(sigmas) - 1, f"{backend}")
         return result
 
     def _skippable(self, backend: Backend, found: Trace) -> frozenset[int]:
@@ -162,13 +164,12 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         )
         return NoiseTape(draw, found.noise_sigmas, sigmas)
 
-    def _tell(self, report: Report, steps: int, where: str, seconds: float) -> None:
-        calls = 1 + max(state.call for states in report.rounds for state in states)
+    def _tell(self, report: Report, steps: int, where: str) -> None:
         skipped = f", {report.interpolations} model calls skipped" if report.interpolations else ""
         self._inform(
-            f"{steps} steps ({calls} predictions) in {len(report.rounds)} rounds on {where}{skipped}, "
+            f"{steps} steps ({report.calls} predictions) in {len(report.rounds)} rounds on {where}{skipped}, "
             f"{report.rejections} drafts dropped, largest deviation {report.largest_deviation:.1e}, "
-            f"{seconds:.2f} s."
+            f"{report.seconds:.2f} s."
         )
         settings = self.settings
         if settings.mode == "verified" and report.largest_deviation > ROUNDING * settings.tolerance:

@@ -68,8 +68,7 @@ def draw(report: Report) -> Image.Image:
     size = (max(SMALLEST, left + cell * len(report.rounds) + MARGIN), height)
     image = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(image)
-    calls = 1 + max(state.call for states in report.rounds for state in states)
-    title = f"{calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"
+    title = f"{report.calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"
     if report.interpolations:
         title += f", {report.interpolations} calls skipped (between)"
     pen.text((MARGIN, MARGIN - 4), title, INK, font)

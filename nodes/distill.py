@@ -51,6 +51,12 @@ class DistillGuidance(io.ComfyNode):
                 "progressive distillation",
                 "lcm",
                 "turbo",
+                "lightning",
+                "4 steps",
+                "dmd",
+                "student",
+                "teacher",
+                "蒸馏",
             ],
             inputs=all_inputs(),
             outputs=[

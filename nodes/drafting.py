@@ -11,15 +11,35 @@ from ..common.pictures import image_of, picture_of_text
 from ..drafting import timeline
 from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
+from ..drafting.messages import both, warn
 from ..drafting.policies import MODES, Mode
 from ..drafting.predictors import DRAFTS, DraftsName
 from ..drafting.report import Report
 from ..drafting.sampler import DraftRefine, Settings
 from . import inputs
+from .cfg import warn_of_cfg
 from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/drafting"
 TOLERANCE = 0.01
+FASTER = [
+    "faster",
+    "speed up",
+    "accelerate",
+    "multi gpu",
+    "multigpu",
+    "dual gpu",
+    "two gpus",
+    "parallel",
+    "draft",
+    "speculative",
+    "加速",
+    "提速",
+    "并行",
+    "多卡",
+    "多显卡",
+]
+"""What users search who want their sampler to be faster."""
 
 
 def _mode() -> io.Combo.Input:
@@ -63,7 +83,18 @@ class DraftDevices(io.ComfyNode):
             category=CATEGORY,
             description="Where Draft-Refine evaluates: a copy of the model on each of several devices, or "
             "one batch on the model's own.",
-            search_aliases=["multi gpu", "multigpu", "parallel", "devices", "distributed", "多显卡"],
+            search_aliases=[
+                "multi gpu",
+                "multigpu",
+                "dual gpu",
+                "two gpus",
+                "parallel",
+                "devices",
+                "distributed",
+                "并行",
+                "多卡",
+                "多显卡",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model, with its LoRAs and patches: each device gets a copy of it."
@@ -108,15 +139,7 @@ class DraftRefineSampler(io.ComfyNode):
             description="Makes any sampler work on several predictions at once: it drafts the next states, "
             "evaluates them in parallel, and refines. Put Draft Devices before the guider; on one "
             "device without it, up to every second model call is skipped and interpolated.",
-            search_aliases=[
-                "multi gpu",
-                "multigpu",
-                "parallel",
-                "draft",
-                "speculative",
-                "speed up",
-                "多显卡",
-            ],
+            search_aliases=FASTER,
             inputs=[
                 io.Sampler.Input("sampler", tooltip="From KSamplerSelect or any node that gives a SAMPLER."),
                 _mode(),
@@ -152,7 +175,7 @@ class DraftRefineKSampler(io.ComfyNode):
             description="KSampler in a fraction of the rounds, on several devices or in batches on one, with "
             "Draft Devices before it; or with fewer calls on one device. The second output shows what was "
             "evaluated when, and how far each draft was off.",
-            search_aliases=["multi gpu", "multigpu", "parallel", "draft", "ksampler", "speed up", "多显卡"],
+            search_aliases=["ksampler", "timeline", *FASTER],
             inputs=[
                 inputs.model(),
                 inputs.seed(),
@@ -206,8 +229,9 @@ class DraftRefineKSampler(io.ComfyNode):
 
         def tell(sentence: str) -> None:
             messages.append(sentence)
-            show_at_node(sentence)
+            show_at_node(" ".join(messages))
 
+        model = warn_of_cfg(model, cfg, both(warn, tell))
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
             Settings(mode, width, tolerance),
@@ -220,7 +244,11 @@ class DraftRefineKSampler(io.ComfyNode):
         sampled = SamplerCustom.execute(
             model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         )
-        return io.NodeOutput(sampled.result[0], picture_of(reports, messages))
+        return io.NodeOutput(
+            sampled.result[0],
+            picture_of(reports, messages),
+            ui={"text": messages, "draft_refine": [report.numbers for report in reports]},
+        )
 
 
 def picture_of(reports: list[Report], messages: list[str]) -> torch.Tensor:

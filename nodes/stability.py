@@ -15,19 +15,22 @@ from comfy_api.latest import io
 from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
-from ..drafting.messages import both, inform
+from ..drafting.messages import both, inform, warn
 from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
 from ..stability.subject import Subject
 from . import inputs
+from .cfg import warn_of_cfg
 from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/stability"
 PLOTTED_STEPS = 12
 DEFAULT_SOLVER = DPMPP_2M
 STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
+SIGMAS = ["sigmas", "scheduler", "schedule", "align your steps", "ays", "gits"]
+"""What users search who want better steps."""
 MAX_EFFORT = 128
 """Levels, and probes: memory grows with their product."""
 
@@ -42,7 +45,7 @@ class StabilityProfile(io.ComfyNode):
             description="Measures how errors arise and grow in this very model, with this prompt, CFG and "
             "size, for Stability Grid. Done "
             "once: the profile is kept in ComfyUI's user folder.",
-            search_aliases=["sigmas", "scheduler", "calibrate", "align your steps", "gits", "schedule"],
+            search_aliases=["calibrate", *SIGMAS],
             inputs=[
                 inputs.model(),
                 inputs.positive(),
@@ -108,7 +111,7 @@ class StabilityGrid(io.ComfyNode):
             category=CATEGORY,
             description="Sigmas for a number of steps and a kind of solver, from what was measured of the "
             "model. For SamplerCustom.",
-            search_aliases=["sigmas", "scheduler", "schedule", "align your steps", "gits"],
+            search_aliases=SIGMAS,
             inputs=[
                 STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
                 inputs.steps(PLOTTED_STEPS),
@@ -169,7 +172,7 @@ class StabilitySampler(io.ComfyNode):
             description="KSampler with sigmas measured on the model itself. The first use measures (444 "
             "model calls) and keeps the "
             "result; after that it costs nothing.",
-            search_aliases=["ksampler", "sigmas", "scheduler"],
+            search_aliases=["ksampler", "sigmas", "scheduler", "ays", "few steps"],
             inputs=[
                 inputs.model(),
                 inputs.seed(),
@@ -203,6 +206,7 @@ class StabilitySampler(io.ComfyNode):
     ) -> io.NodeOutput:
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
+        model = warn_of_cfg(model, cfg, both(warn, show_at_node))
         measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
         sampler = comfy.samplers.sampler_object(sampler_name)
         sigmas = measured.sigmas_of(sampler, steps, denoise)

@@ -18,10 +18,24 @@ from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
 from ..students.sampler import sample_student_native
 from ..students.student_model import IN_MEMORY, load_student
+from .cfg import warning_of_cfg
 from .inputs import check_range
 
 CATEGORY = "DizzyDiff/students"
 EMBEDDED = Path(__file__).parent.parent / "tiny"
+STUDENT = [
+    "lcm",
+    "guidance distilled",
+    "cfg distilled",
+    "distilled model",
+    "few step",
+    "4 steps",
+    "student",
+    "unet",
+    "蒸馏",
+    "引导蒸馏",
+]
+"""What users search who have a distilled network."""
 FILE_KINDS = ("diffusion_models", "checkpoints")
 
 
@@ -45,16 +59,7 @@ class LoadStudent(io.ComfyNode):
             description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as "
             "a MODEL. One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or "
             "FluxGuidance.",
-            search_aliases=[
-                "lcm",
-                "guidance distilled",
-                "cfg distilled",
-                "distilled model",
-                "few step",
-                "unet",
-                "蒸馏",
-                "引导蒸馏",
-            ],
+            search_aliases=STUDENT,
             inputs=[
                 io.Combo.Input(
                     "student",
@@ -97,7 +102,7 @@ class LoadStudent(io.ComfyNode):
         roots = [root for kind in FILE_KINDS for root in _roots(kind)]
         path = library.find_student(student, _student_folders(), roots)
         source = Source(path, student, weight_dtype)
-        return io.NodeOutput(load_student(source, teacher, students_in_memory))
+        return io.NodeOutput(warning_of_cfg(load_student(source, teacher, students_in_memory)))
 
 
 class LoadPipeline(io.ComfyNode):
@@ -109,7 +114,7 @@ class LoadPipeline(io.ComfyNode):
             category=CATEGORY,
             description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes "
             "with the pack; 'tiny/teacher' is its teacher, to be sampled with CFG.",
-            search_aliases=["diffusers", "checkpoint", "tiny", "lcm", "guidance distilled"],
+            search_aliases=["diffusers", "checkpoint", "tiny", "teacher", "student"],
             inputs=[
                 io.Combo.Input(
                     "pipeline",
@@ -129,7 +134,7 @@ class LoadPipeline(io.ComfyNode):
     def execute(cls, pipeline: str) -> io.NodeOutput:
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
         return io.NodeOutput(
-            load_unet(Source(unet, pipeline)),
+            warning_of_cfg(load_unet(Source(unet, pipeline))),
             load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
             load_vae(unet.parent),
         )
@@ -253,7 +258,7 @@ class StudentSampler(io.ComfyNode):
             category=CATEGORY,
             description="The N-step sampler of guided students (Meng et al. 2023): steps twice the length, "
             "then takes noise one step back. For SamplerCustom.",
-            search_aliases=["lcm", "few step", "guidance distilled", "stochastic"],
+            search_aliases=["few step", "guidance distilled", "stochastic", "restyle", "inversion"],
             inputs=[
                 io.Float.Input(
                     "eta",

@@ -61,14 +61,19 @@ def students_of(teacher: Any, manifest: Manifest, name: str, in_memory: int = IN
     return guided_model(teacher, first.guidance, name, Router(manifest, in_memory))
 
 
-def check_unguided(model: Any) -> None:
-    """Raise NoUnconditional for a MODEL that takes its guidance as an input."""
+def takes_guidance(model: Any) -> bool:
+    """Whether a MODEL takes its guidance as an input: a student, or a guidance-distilled model of core's."""
     config = model.model.model_config
-    if (
+    return bool(
         vars(config).get("guidance") is not None
         or config.unet_config.get("guidance_embed")
         or KEY in model.wrappers.get(WrappersMP.APPLY_MODEL, {})
-    ):
+    )
+
+
+def check_unguided(model: Any) -> None:
+    """Raise NoUnconditional for a MODEL that takes its guidance as an input."""
+    if takes_guidance(model):
         raise NoUnconditional(
             "This model takes the guidance scale as an input already: it is a student. Expected a teacher to "
             "be sampled with CFG."

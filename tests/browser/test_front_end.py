@@ -23,7 +23,13 @@ FOUND = {
     "guidance distilled": "Load Guided Student",
     "multi gpu": "Draft Devices",
     "parallel": "Draft-Refine KSampler",
+    "faster": "Draft-Refine KSampler",
+    "dual gpu": "Draft Devices",
+    "加速": "Draft-Refine KSampler",
+    "lightning": "Distill Guidance",
     "sigmas": "Stability Grid",
+    "ays": "Stability Grid",
+    "restyle": "N-Step Student Sampler",
 }
 """Where the words that users look for must lead."""
 
@@ -99,7 +105,9 @@ def test_run_shows_the_pictures_in_their_node_and_a_saved_picture_brings_the_gra
 def test_a_double_click_and_the_words_users_know_find_the_node(
     words: str, title: str, front_end: FrontEnd
 ) -> None:
-    assert title in front_end.search(words)
+    found = front_end.search(words)
+    assert title in found
+    assert words != "lcm" or found[0] == title, "the loader comes first"
     front_end.page.get_by_role("option", name=title).first.click()
     front_end.page.mouse.click(800, 600)
     assert [node["title"] for node in front_end.nodes()] == [title]

@@ -380,7 +380,12 @@ def test_the_ksampler_node_is_core_s_at_tolerance_zero_and_shows_its_rounds_othe
     latent, blank = node(0.0)
     assert torch.equal(latent["samples"], plain(two, prompts, "dpmpp_2m_sde"))
     assert blank.shape[2] == 1024 and blank.min() < 0.5, "it says why nothing was drafted"
-    picture = node(0.05)[1]
+    output = DraftRefineKSampler.execute(
+        two, 7, STEPS, 4.0, "dpmpp_2m_sde", "karras", *prompts, empty(), 1.0, "verified", 0, 0.05
+    )
+    picture, ((sentence,), (numbers,)) = output.result[1], (output.ui["text"], output.ui["draft_refine"])
+    assert numbers["calls"] == STEPS and numbers["rounds"] < STEPS <= numbers["evaluations"]
+    assert f"in {numbers['rounds']} rounds" in sentence and numbers["seconds"] > 0
     assert picture.shape[-1] == 3 and picture.shape[2] >= 1024 and picture.unique().numel() > 4
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import nodes as core_nodes
 from dizzydiff.nodes.distill import DistillGuidance
+from dizzydiff.nodes.drafting import DraftRefineKSampler
 from dizzydiff.nodes.students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 from dizzydiff.students import errors
 from dizzydiff.students.loader import Source, load_student
@@ -49,6 +50,27 @@ def test_pipeline_makes_pictures_that_depend_on_guidance(pipeline: str) -> None:
     weak, strong = picture(model, clip, vae, 1.0), picture(model, clip, vae, 8.0)
     assert weak.shape == (1, 64, 64, 3)
     assert (weak - strong).abs().max() > 1e-3
+
+
+def test_a_student_that_is_sampled_with_cfg_says_so_and_a_teacher_does_not(
+    pipeline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, clip, _ = LoadPipeline.execute(pipeline).result
+    teacher = LoadPipeline.execute(f"{pipeline}/teacher").result[0]
+    prompt = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    sample(teacher, prompt, latent, 8.0)
+    sample(student, prompt, latent, 1.0)
+    assert "guided twice" not in caplog.text
+    sample(student, prompt, latent, 8.0)
+    assert caplog.text.count("guided twice") == 1 and "cfg is 8" in caplog.text
+
+    caplog.clear()
+    drafted = DraftRefineKSampler.execute(
+        student, 7, 2, 8.0, "euler", "normal", prompt, prompt, latent, 1.0, "verified", 0, 0.01
+    )
+    assert caplog.text.count("guided twice") == 1
+    assert "guided twice" in drafted.ui["text"][0] and "undrafted" in drafted.ui["text"][1]
 
 
 def test_teacher_of_a_pipeline_samples_with_cfg(pipeline: str) -> None:

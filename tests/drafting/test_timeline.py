@@ -107,3 +107,4 @@ def test_a_call_that_was_left_out_is_shown_below_those_that_were_evaluated() -> 
 
 def test_the_report_counts() -> None:
     assert (REPORT.evaluations, REPORT.rejections, REPORT.largest_deviation) == (7, 1, 1e-2)
+    assert (REPORT.calls, REPORT.numbers["rounds"], REPORT.numbers["dropped"]) == (5, 3, 1)
