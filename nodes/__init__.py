@@ -5,6 +5,7 @@ A node says its inputs, reads them, calls one function and wraps what it gives. 
 values that features pass to one another, and pictures of results; mathematics belongs to a feature.
 """
 
+from .compare import Compare
 from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
@@ -23,4 +24,5 @@ NODE_CLASSES = [
     StabilityProfile,
     StabilityGrid,
     StabilitySampler,
+    Compare,
 ]

@@ -198,6 +198,11 @@ class DraftRefineKSampler(io.ComfyNode):
                     tooltip="Every round: where the sampler stood, its drafts, and how far each was off. "
                     "Or why nothing was drafted.",
                 ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="In words: rounds, model calls, seconds, the largest deviation; or why nothing "
+                    "was drafted.",
+                ),
             ],
         )
 
@@ -247,6 +252,7 @@ class DraftRefineKSampler(io.ComfyNode):
         return io.NodeOutput(
             sampled.result[0],
             picture_of(reports, messages),
+            " ".join(messages),
             ui={"text": messages, "draft_refine": [report.numbers for report in reports]},
         )
 

@@ -18,6 +18,7 @@ from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
 from ..students.sampler import sample_student_native
 from ..students.student_model import IN_MEMORY, load_student
+from ..tiny.flow import pipeline as flow
 from .cfg import warning_of_cfg
 from .inputs import check_range
 
@@ -113,14 +114,16 @@ class LoadPipeline(io.ComfyNode):
             display_name="Load Student Pipeline",
             category=CATEGORY,
             description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes "
-            "with the pack; 'tiny/teacher' is its teacher, to be sampled with CFG.",
+            "with the pack; 'tiny/teacher' is its teacher, and 'tiny/flow' a flow model of Flux's layout, "
+            "both to be sampled with CFG.",
             search_aliases=["diffusers", "checkpoint", "tiny", "teacher", "student"],
             inputs=[
                 io.Combo.Input(
                     "pipeline",
-                    options=list(library.pipeline_unets(_roots("diffusers"), EMBEDDED)),
+                    options=[*library.pipeline_unets(_roots("diffusers"), EMBEDDED), flow.NAME],
                     default=library.EMBEDDED,
-                    tooltip="A folder with model_index.json under models/diffusers.",
+                    tooltip="A folder with model_index.json under models/diffusers, or one that comes with "
+                    "the pack.",
                 )
             ],
             outputs=[
@@ -132,6 +135,8 @@ class LoadPipeline(io.ComfyNode):
 
     @classmethod
     def execute(cls, pipeline: str) -> io.NodeOutput:
+        if pipeline == flow.NAME:
+            return io.NodeOutput(*flow.load(EMBEDDED, folder_paths.get_folder_paths("embeddings")))
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
         return io.NodeOutput(
             warning_of_cfg(load_unet(Source(unet, pipeline))),

@@ -64,11 +64,11 @@ def students_of(teacher: Any, manifest: Manifest, name: str, in_memory: int = IN
 def takes_guidance(model: Any) -> bool:
     """Whether a MODEL takes its guidance as an input: a student, or a guidance-distilled model of core's."""
     config = model.model.model_config
-    return bool(
-        vars(config).get("guidance") is not None
-        or config.unet_config.get("guidance_embed")
-        or KEY in model.wrappers.get(WrappersMP.APPLY_MODEL, {})
-    )
+    if vars(config).get("guidance") is not None or KEY in model.wrappers.get(WrappersMP.APPLY_MODEL, {}):
+        return True
+    # A teacher of a layout that has the input may leave it at zero.
+    layer = getattr(getattr(model.model.diffusion_model, "guidance_in", None), "out_layer", None)
+    return isinstance(layer, nn.Module) and any(bool(each.count_nonzero()) for each in layer.parameters())
 
 
 def check_unguided(model: Any) -> None:

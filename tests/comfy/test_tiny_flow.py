@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dizzydiff.nodes.students import LoadPipeline
 from dizzydiff.students.loader import Source, load_unet
+from dizzydiff.students.student_model import takes_guidance
 from dizzydiff.tiny import data, scene, train
 from dizzydiff.tiny.evaluate import test_captions as captions_of
 from dizzydiff.tiny.flow import autoencoder, codec, export, network, pipeline
@@ -72,6 +74,12 @@ def test_the_pack_and_core_load_the_same_predictions(file: Path) -> None:
     by_core, by_pack = comfy.sd.load_diffusion_model(str(file)), load_unet(Source(file, "tiny/flow"))
     with torch.inference_mode():
         assert torch.equal(predicted(by_core), predicted(by_pack))
+
+
+def test_its_guidance_input_counts_as_one_where_it_does_anything(file: Path, root: Path) -> None:
+    assert takes_guidance(load_unet(Source(file, "tiny/flow")))
+    model, *_ = LoadPipeline.execute(pipeline.NAME).result
+    assert not takes_guidance(model), "the teacher is sampled with CFG"
 
 
 @pytest.mark.parametrize("guidance", [None, 3.5])
@@ -155,10 +163,8 @@ def embedded(flux, root: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_its_folder_is_loaded_as_a_pipeline_once_it_is_there(embedded: Path, tmp_path: Path) -> None:
-    assert not pipeline.is_there(tmp_path / "elsewhere") and pipeline.is_there(embedded)
-    loaded = pipeline.load(embedded, [])
-    model, clip, vae = loaded.model, loaded.clip, loaded.vae
+def test_its_folder_is_loaded_as_a_pipeline(embedded: Path) -> None:
+    model, clip, vae = pipeline.load(embedded, [])
     assert vae.latent_channels == codec.CHANNELS
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle on white"))
     noise = normal(1, *network.LATENT)

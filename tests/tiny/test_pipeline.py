@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What tiny/ ships: a diffusers pipeline under 16 MB that draws what its measured quality says."""
+"""What tiny/ ships: a diffusers pipeline under 24 MB that draws what its measured quality says."""
 
 import json
 import math
@@ -28,11 +28,11 @@ def loaded(kind, folder):
     return kind.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
-def test_all_weights_are_safetensors_of_at_most_16_megabytes(tiny):
+def test_all_weights_are_safetensors_of_at_most_24_megabytes(tiny):
     kinds = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
     weights = [file for file in tiny.rglob("*") if file.suffix in kinds]
     assert {file.suffix for file in weights} == {".safetensors"}
-    assert sum(file.stat().st_size for file in weights) <= 16_000_000
+    assert sum(file.stat().st_size for file in weights) <= 24_000_000
 
 
 def test_the_scheduler_is_the_one_the_networks_were_trained_for(tiny):

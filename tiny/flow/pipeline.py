@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sd
 import comfy.utils
@@ -17,18 +16,12 @@ NAME = "tiny/flow"
 MODEL, VAE = "diffusion_model.safetensors", "vae.safetensors"
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """MODEL, CLIP and VAE."""
 
     model: Any
     clip: Any
     vae: Any
-
-
-def is_there(embedded: Path) -> bool:
-    """Whether ``embedded``/flow has its weights."""
-    return all((embedded / "flow" / file).is_file() for file in (MODEL, VAE))
 
 
 def load(embedded: Path, embeddings: list[str]) -> Loaded:
