@@ -28,6 +28,8 @@ class Subject:
     name: str
     sigmas: Callable[[str, int, str], Tensor]
     sample: Callable[[Any, Tensor, list[int]], Tensor]
+    decode: Callable[[Tensor], Tensor] | None = None
+    """Pictures [B, H, W, 3] of latents."""
 
     @property
     def exact(self) -> bool:
@@ -98,16 +100,9 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT, batch: bool = True) ->
     import node_helpers
 
     from ..drafting.devices import spread
-    from ..students.loader import Source, load_student, load_unet
-    from ..students.pipeline import load_clip
 
-    tiny = ROOT / "tiny"
-    model = (
-        load_unet(Source(tiny / "teacher", name))
-        if name.endswith("teacher")
-        else load_student(Source(tiny / "unet", name))
-    )
-    model, clip = spread(model, "batch" if batch else "cpu", 0), load_clip(tiny, [])
+    model, clip, vae = pipeline_of(name)
+    model, channels = spread(model, "batch" if batch else "cpu", 0), vae.latent_channels
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
     positive = node_helpers.conditioning_set_values(positive, {"guidance": 4.0})
 
@@ -116,7 +111,7 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT, batch: bool = True) ->
 
     def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
         noise = torch.stack(
-            [torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            [torch.randn(channels, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
         return comfy.sample.sample_custom(
             model,
@@ -131,4 +126,20 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT, batch: bool = True) ->
             seed=seeds[0],
         )
 
-    return Subject(name, sigmas, sample)
+    return Subject(name if name != "tiny/flow" else f"{name}, CFG {cfg:g}", sigmas, sample, vae.decode)
+
+
+def pipeline_of(name: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of an embedded pipeline: "tiny", "tiny/teacher" or "tiny/flow"."""
+    from ..students.loader import Source, load_student, load_unet
+    from ..students.pipeline import load_clip, load_vae
+    from ..tiny.flow import pipeline as flow
+
+    tiny = ROOT / "tiny"
+    if name == flow.NAME:
+        return flow.load(tiny, [])
+    teacher = name.endswith("teacher")
+    model = (
+        load_unet(Source(tiny / "teacher", name)) if teacher else load_student(Source(tiny / "unet", name))
+    )
+    return model, load_clip(tiny, []), load_vae(tiny)

@@ -107,6 +107,7 @@ class Span:
     """Tensors t_j of one shape, and the combinations of them.
 
     parts: lengths of the parts that a latent [B, 1, sum(parts)] is packed from, such as picture and sound.
+    Its pieces are the rows of the first part, then those of the second, ...: each is to come out right.
     """
 
     def __init__(self, parts: Sequence[int] = ()) -> None:
@@ -138,28 +139,31 @@ class Span:
         if not combinations:
             return Gram(list)
         vectors = self.evaluate(combinations)
-        views = [vectors, *(vectors.split(self._parts, -1) if self._parts else ())]
-        products = torch.stack([view.flatten(1) @ view.flatten(1).mT for view in views])
-        return Gram(products.tolist, parts=len(self._parts))
+        parts = vectors.split(self._parts, -1) if self._parts else [vectors]
+        rows = [part.reshape(*part.shape[:2], -1).movedim(1, 0) for part in parts]
+        pieces = torch.cat([each @ each.mT for each in rows])
+        if len(pieces) > 1:
+            pieces = torch.cat([pieces.sum(0, keepdim=True), pieces])
+        return Gram(pieces.tolist)
 
 
 class Gram:
     """The Gram matrix of vectors: inner products of their combinations. The host waits for the first.
 
-    parts: how many parts of the vectors have a matrix of their own beside the whole's.
+    read: the matrix of the whole, then those of its pieces where it has several.
     """
 
-    def __init__(self, read: Callable[[], list[list[list[float]]]], parts: int = 0, part: int = 0) -> None:
-        self._read, self.parts, self._part = functools.cache(read), parts, part
+    def __init__(self, read: Callable[[], list[list[list[float]]]], piece: int = 0) -> None:
+        self._read, self._piece = functools.cache(read), piece
 
-    def of_part(self, part: int) -> Gram:
-        """Of one part of the vectors, counted from 1; 0 is the whole."""
-        return Gram(self._read, self.parts, part)
+    def of_piece(self, piece: int) -> Gram:
+        """Of one piece of the vectors, counted from 1; 0 is the whole."""
+        return Gram(self._read, piece)
 
     def __call__(self, one: Combination, other: Combination) -> float:
         if not (one.weights and other.weights):
             return 0.0
-        products = self._read()[self._part]
+        products = self._read()[self._piece]
         return sum(v * w * products[i][j] for i, v in one.weights.items() for j, w in other.weights.items())
 
     def inner(self, one: Prediction, other: Prediction) -> float:

@@ -114,7 +114,7 @@ class SpeculativeModel:
         norms = torch.stack([norm for _, norm, _, _ in used]).tolist() if used else []
         for (n, _, unit, statistics), norm in zip(used, norms, strict=True):
             deviation = statistics.lipschitz(n) * norm / unit + statistics.interpolation_error(n)
-            if len(self._how.parts) > 1 and self._how.policy.verifies:
+            if len(statistics.pieces) > 1 and self._how.policy.verifies:
                 deviation = max(deviation, statistics.deviation(n))
             self._report.settle(n, deviation, True)
         return self._report

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..common.alpha import alpha_flow
 from ..common.sampler_trace import ModelCall
 from .combination import Combination, Gram, Prediction, weighted_sum
 from .space import Basis, Space
@@ -19,6 +20,13 @@ MIN_LIPSCHITZ = 0.25
 """Predictions are never taken to differ less than this part of how far their states are apart."""
 SECANT_SAFETY = 2.0
 """How many times as far as it missed its own pair a secant is taken to miss at another call."""
+FLOW_MARGIN, FLOW_MARGIN_IN_NOISE, FLOW_NOISE = 3.0, 8.0, 2.0
+"""How much further off than is found here predictions of flow models are taken to be, and how much where
+there is over FLOW_NOISE times as much noise as data. On tiny/flow they were off 2.5 to 3 times as far as
+found between sigma 0.95 and 0.7, as far as found below 0.5, of data whose RMS is 0.7; and the errors of a run
+add up. With half these margins one picture in twenty strayed by 0.05 to 0.5, with these by 0.02 (``bench
+draft_flow``).
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class RoundStatistics:
     lipschitz_elsewhere: Callable[[], float] = lambda: 1.0
     """Along directions of which a round tells nothing."""
     numels: tuple[int, ...] = (0,)
-    """Of a latent, and of each of its parts where it has several."""
+    """Of the latent, and of each of its pieces where it has several (``Span``)."""
     gram: Gram = field(default_factory=lambda: Gram(list))
     errors: dict[int, Prediction] = field(default_factory=dict)
     """By call, from where the sampler stood: its prediction less what was predicted of it. Only where drafts
@@ -61,25 +69,25 @@ class RoundStatistics:
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
         know without an evaluation at x: Lipschitz constant times distance, and what an interpolation may have
-        missed. Of a latent of several parts the part that may be off furthest.
+        missed. Of several pictures, and parts of them, the one that may be off furthest.
         """
         return max(
-            self.lipschitz(m, part) * self.distance(m, part) + self.interpolation_error(m, part)
-            for part in self.parts
+            self.lipschitz(m, piece) * self.distance(m, piece) + self.interpolation_error(m, piece)
+            for piece in self.pieces
         )
 
-    def interpolation_error(self, m: int, part: int = 0) -> float:
+    def interpolation_error(self, m: int, piece: int = 0) -> float:
         """Of the m-th prediction, relative to the data. 0 where it was evaluated."""
-        return self._rms(self.missed[m], part) / self.space.sigma_data if m in self.missed else 0.0
+        return self._rms(self.missed[m], piece) / self.space.sigma_data if m in self.missed else 0.0
 
     @property
     def third_rms(self) -> float:
-        """RMS of F[t0, t1, t2, t3], of the part of a latent where it is largest."""
-        return max(self._rms(self.third, part) for part in self.parts) if self.third else math.inf
+        """RMS of F[t0, t1, t2, t3], of the piece where it is largest."""
+        return max(self._rms(self.third, piece) for piece in self.pieces) if self.third else math.inf
 
     @property
-    def parts(self) -> Sequence[int]:
-        """0 for a latent of one part, else 1, 2, ..."""
+    def pieces(self) -> Sequence[int]:
+        """0 for one picture of one part, else 1, 2, ..."""
         return range(1, len(self.numels)) if len(self.numels) > 1 else (0,)
 
     def dD_dx(self, m: int) -> float:
@@ -93,21 +101,29 @@ class RoundStatistics:
             return held
         return self._secant(m) if near == m else held * self._share(near)
 
-    def distance(self, m: int, part: int = 0) -> float:
+    def distance(self, m: int, piece: int = 0) -> float:
         """RMS(x - x~) / s of the m-th call."""
         offset = self._offsets[m]
-        square = max(self.gram.of_part(part)(offset, offset), 0.0)
-        rms = math.sqrt(square / self.numels[part])
+        square = max(self.gram.of_piece(piece)(offset, offset), 0.0)
+        rms = math.sqrt(square / self.numels[piece])
         return rms / self.space.scale(self.calls[m].sigma)
 
-    def lipschitz(self, m: int, part: int = 0) -> float:
+    def lipschitz(self, m: int, piece: int = 0) -> float:
         """How much further than its state from the sampler's, relative to data, the prediction carried from a
         draft may be off.
 
         In the direction of its pair as far as the secant missed; across it as far as the last dropped draft
-        was off.
+        was off; of flow models by a margin more.
         """
-        near, gram = self._nearest_pair(m), self.gram.of_part(part)
+        return self._lipschitz(m, piece) * self._margin(self.calls[m].sigma)
+
+    def _margin(self, sigma: float) -> float:
+        if self.space.alpha is not alpha_flow:
+            return 1.0
+        return FLOW_MARGIN_IN_NOISE if sigma > FLOW_NOISE * alpha_flow(sigma) else FLOW_MARGIN
+
+    def _lipschitz(self, m: int, piece: int) -> float:
+        near, gram = self._nearest_pair(m), self.gram.of_piece(piece)
         if near is None:
             return self.lipschitz_elsewhere()
         pair, sigma = self.pairs[near], self.calls[near].sigma
@@ -120,9 +136,9 @@ class RoundStatistics:
         across = self.lipschitz_elsewhere()
         return max(math.sqrt(cos2 * missed**2 + (1 - cos2) * across**2), MIN_LIPSCHITZ)
 
-    def _rms(self, vectors: Prediction, part: int) -> float:
-        square = max(self.gram.of_part(part).inner(vectors, vectors), 0.0)
-        return math.sqrt(square / (len(vectors) * self.numels[part]))
+    def _rms(self, vectors: Prediction, piece: int) -> float:
+        square = max(self.gram.of_piece(piece).inner(vectors, vectors), 0.0)
+        return math.sqrt(square / (len(vectors) * self.numels[piece]))
 
     def _nearest_pair(self, m: int) -> int | None:
         """The m-th call, or the last before it that has a pair."""

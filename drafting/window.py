@@ -69,7 +69,9 @@ class Window:
     def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
         self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
         rows, whole = position.x.shape[0], position.x.numel()
-        self._numels = (whole, *(rows * length for length in how.parts)) if len(how.parts) > 1 else (whole,)
+        lengths = how.parts if len(how.parts) > 1 else (whole // rows,)
+        pieces = [length for length in lengths for _ in range(rows)]
+        self._numels = (whole, *pieces) if len(pieces) > 1 else (whole,)
         self._span = span = Span(how.parts)
         self._known = {i: span.evaluation(each) for i, each in position.known.items()}
         self._dropped = {m: span.evaluation(each) for m, each in position.dropped.items()}
@@ -101,7 +103,7 @@ class Window:
             return False
         times = [math.sqrt(each.sigma) for each in self._history]
         missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)
-        lipschitz = max(statistics.lipschitz(n, part) for part in statistics.parts)
+        lipschitz = max(statistics.lipschitz(n, piece) for piece in statistics.pieces)
         return how.policy.accepts(max(missed, lipschitz * distance))
 
     def states(self, evaluated: range, statistics: RoundStatistics) -> list[Tensor]:

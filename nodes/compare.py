@@ -11,7 +11,7 @@ from ..compare.metrics import psnr, ssim
 from ..compare.picture import draw
 from .notice import show_at_node
 
-CATEGORY = "DizzyDiff"
+CATEGORY = "DizzyDiff/compare"
 
 
 class Compare(io.ComfyNode):
@@ -31,6 +31,7 @@ class Compare(io.ComfyNode):
             category=CATEGORY,
             description="Two pictures or two latents side by side, their difference, and how far they are "
             "apart: PSNR, SSIM, and the deviation that tolerances are given in.",
+            is_output_node=True,
             search_aliases=["difference", "psnr", "ssim", "side by side", "a/b", "diff", "对比", "比较"],
             inputs=[
                 io.MultiType.Input("a", [io.Image, io.Latent], tooltip="A picture, or a latent."),

@@ -128,16 +128,18 @@ def test_sigmas_near_zero_are_told_apart_by_their_ratio() -> None:
     assert newest_per_sigma(run) == run
 
 
-def test_parts_of_a_latent_have_inner_products_of_their_own() -> None:
-    """Of two rows, packed from parts of 1, 2 and 4; numbered from 1, where 0 is the whole."""
+def test_pieces_of_a_latent_have_inner_products_of_their_own() -> None:
+    """Of two rows, packed from parts of 1, 2 and 4: numbered from 1, where 0 is the whole."""
     span, parts = Span((1, 2, 4)), (1, 2, 4)
     one, other = torch.randn(2, 2, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = span.gram([span.vector(one), span.vector(other)])
     pair = Combination({0: 1.0}), Combination({1: 1.0})
     products = [
-        float((a * b).sum()) for a, b in zip(one.split(parts, -1), other.split(parts, -1), strict=True)
+        float((a[row] * b[row]).sum())
+        for a, b in zip(one.split(parts, -1), other.split(parts, -1), strict=True)
+        for row in range(2)
     ]
-    assert [gram.of_part(part)(*pair) for part in range(4)] == pytest.approx([sum(products), *products])
+    assert [gram.of_piece(n)(*pair) for n in range(7)] == pytest.approx([sum(products), *products])
     assert gram(*pair) == pytest.approx(sum(products))
 
 

@@ -157,13 +157,15 @@ def test_calls_without_a_pair_take_the_share_of_the_last_that_has_one() -> None:
 
 
 @pytest.mark.parametrize("worst", [0, 1, 2])
-def test_a_latent_deviates_as_much_as_its_part_that_is_furthest_off(worst: int) -> None:
-    """Two rows, packed from parts of 3, 4 and 5."""
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_latent_deviates_as_much_as_its_piece_that_is_furthest_off(worst: int, row: int) -> None:
+    """Two pictures, packed from parts of 3, 4 and 5: one part of one of them is off."""
     parts, calls = (3, 4, 5), calls_of_euler(4)
-    pieces = [torch.full((2, 1, length), 3.0 if i == worst else 1.0) for i, length in enumerate(parts)]
+    pieces = [torch.ones(2, 1, length) for length in parts]
+    pieces[worst][row] = 3.0
     span = Span(parts)
     gram = span.gram([span.vector(torch.cat(pieces, -1).double())])
-    numels = (2 * sum(parts), *(2 * length for length in parts))
+    numels = (2 * sum(parts), *(length for length in parts for _ in range(2)))
     errors = {0: (Combination({0: 1.0}),)}
     found = RoundStatistics(SPACE, "F", calls, lambda: 1, lambda: 0.5, numels, gram, errors)
     step = 1 - calls[1].sigma / calls[0].sigma
@@ -181,7 +183,7 @@ def test_a_latent_of_several_parts_is_drafted_to_the_tolerance_in_each() -> None
 
     sigmas = karras(20, top=3.0)
     drafts = Drafting(Policy("verified", 4, 0.05), DRAFTS["extrapolated"](False), SPACE, parts=(12, 4))
-    _, speculative = drafted(euler, model, sigmas, start(sigmas, 2)[:, None], drafts, Watched)
+    _, speculative = drafted(euler, model, sigmas, start(sigmas, 1)[:, None], drafts, Watched)
     newest = {n: found.lipschitz(n, 2) * 2 * distance for n, found, distance in speculative.seen}
     used = {
         state.call: state.deviation
@@ -192,6 +194,26 @@ def test_a_latent_of_several_parts_is_drafted_to_the_tolerance_in_each() -> None
     assert len(used) > 3
     for n, reported in used.items():
         assert reported == pytest.approx(newest[n], abs=1e-9) and reported < 0.05
+
+
+def test_every_picture_of_a_batch_is_drafted_to_the_tolerance() -> None:
+    """One that moves beside fifteen of which every draft is exact: its deviation is four times that of the
+    batch, and it takes the rounds that it takes alone.
+    """
+
+    def model(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        moving = x[:1] / 2 + torch.sin(9 * sigma[:1]).reshape(-1, 1)
+        return torch.cat([moving, x[1:] * 0])
+
+    sigmas = karras(20, top=3.0)
+    drafts = Drafting(Policy("verified", 4, 0.05), DRAFTS["extrapolated"](False), SPACE)
+    batch, alone = (
+        drafted(euler, model, sigmas, start(sigmas, 16)[:rows], drafts)[1].report for rows in (16, 1)
+    )
+    assert [[each.call for each in calls] for calls in batch.rounds] == [
+        [each.call for each in calls] for calls in alone.rounds
+    ]
+    assert batch.largest_deviation == pytest.approx(alone.largest_deviation, rel=0.5) and batch.rejections
 
 
 def test_a_prediction_with_uncond_beside_it_tells_the_mean_of_both() -> None:

@@ -22,6 +22,7 @@ from .test_server import error_of
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 EXPECTED = {
+    "compare": 2,
     "distil": 4,
     "draft_inpaint": 4,
     "draft_refine": 4,
