@@ -49,7 +49,6 @@ class DistillGuidance(io.ComfyNode):
                 "guidance distillation",
                 "cfg distill",
                 "progressive distillation",
-                "lcm",
                 "turbo",
                 "lightning",
                 "4 steps",

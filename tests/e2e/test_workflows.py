@@ -68,8 +68,9 @@ def comfy_run(server: Server, workflow: Path, home: Path) -> None:
 
 
 def prompts(workflow: dict[str, Any]) -> list[str]:
-    """The texts that a UI workflow's prompt nodes hold."""
-    return [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"]
+    """The texts that a UI workflow's prompt nodes hold, where they hold any."""
+    texts = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"]
+    return [text for text in texts if text]
 
 
 @pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
