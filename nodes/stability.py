@@ -10,13 +10,13 @@ import comfy.samplers
 import comfy.utils
 import folder_paths
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
 from ..drafting.messages import both, inform, warn
-from ..stability.measured import FALLBACK, Measured, measured_once, scheduled_grids
+from ..stability.measured import Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
@@ -99,7 +99,9 @@ class StabilityProfile(io.ComfyNode):
         measured = measure(
             Subject(model, positive, negative, cfg, latent, seed), Effort(levels, probes, THOROUGH.directions)
         )
-        return io.NodeOutput(measured, picture_of(measured))
+        picture = picture_of(measured)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(measured, picture, ui={**shown, "text": [measured.origin]})
 
 
 class StabilityGrid(io.ComfyNode):
@@ -221,7 +223,7 @@ class StabilitySampler(io.ComfyNode):
             sigmas,
             latent_image,
         )
-        return io.NodeOutput(sampled.result[0])
+        return io.NodeOutput(sampled.result[0], ui={"text": [measured.origin]})
 
 
 def _effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.Input:
@@ -252,9 +254,10 @@ def measure(subject: Subject, effort: Effort) -> Measured:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(made, of)
 
-    return measured_once(
-        subject, effort, Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability"), progress
-    )
+    store = Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
+    measured = measured_once(subject, effort, store, progress)
+    both(inform, show_at_node)(measured.origin)
+    return measured
 
 
 def picture_of(measured: Measured) -> torch.Tensor:
@@ -262,9 +265,7 @@ def picture_of(measured: Measured) -> torch.Tensor:
     from ..stability.plot import draw
 
     if measured.linearized is None:
-        return image_of(
-            picture_of_text(f"Not measured: {measured.reason} Stability Grid gives core's {FALLBACK} sigmas.")
-        )
+        return image_of(picture_of_text(measured.origin))
     chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER)}
     core = scheduled_grids(measured.sampling, PLOTTED_STEPS)
     chosen |= {name: core[name] for name in ("karras", "simple") if name in core}

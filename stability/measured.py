@@ -31,11 +31,15 @@ FALLBACK = "simple"
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``."""
+    """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``.
+
+    origin: in a sentence, when it was measured and by how many model calls, or why not.
+    """
 
     sampling: Any
     linearized: LinearizedModel | None
     reason: str = ""
+    origin: str = ""
 
     def sigmas(self, steps: int, denoise: float, solver: Solver, share: float = 0.0) -> Tensor:
         """SIGMAS [steps + 1] in fp32 for a solver; ``share`` in [0, 1] of core's simple grid
@@ -94,25 +98,31 @@ def measured_once(subject: Subject, effort: Effort, store: Store, progress: Prog
     either: ComfyUI says so, and frees what it can.
     """
     try:
-        profile = _stored_profile(subject, effort, store, progress)
-        return Measured(subject.sampling, linearize(profile))
+        profile, origin = _stored_profile(subject, effort, store, progress)
+        return Measured(subject.sampling, linearize(profile), origin=origin)
     except (CannotMeasure, RuntimeError, MemoryError) as error:
         if lacks_memory(error):
             raise
-        return Measured(subject.sampling, None, str(error))
+        origin = f"Not measured: {error} Core's {FALLBACK} sigmas are used."
+        return Measured(subject.sampling, None, str(error), origin)
 
 
-def _stored_profile(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Profile:
+def _stored_profile(
+    subject: Subject, effort: Effort, store: Store, progress: Progress
+) -> tuple[Profile, str]:
+    """And in a sentence where it is from."""
     try:
         key = key_of(subject, effort)
     except Unreadable as why:
         log.warning("%s: this model cannot be told apart from others, and is measured each time.", why)
-        return measure_model(subject, effort, progress)
-    profile = store.load(key)
-    if profile is None:
         profile = measure_model(subject, effort, progress)
-        store.save(key, profile)
-    return profile
+        return profile, f"Measured now by {profile.calls} model calls, and not kept: {why}."
+    profile = store.load(key)
+    if profile is not None:
+        return profile, f"Measured on {store.date(key)} by {profile.calls} model calls, and read."
+    profile = measure_model(subject, effort, progress)
+    store.save(key, profile)
+    return profile, f"Measured now by {profile.calls} model calls, and kept."
 
 
 def key_of(subject: Subject, effort: Effort) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -32,6 +33,10 @@ class Store:
 
     def path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+    def date(self, key: str) -> str:
+        """The day on which the profile of a key was written, as YYYY-MM-DD."""
+        return datetime.date.fromtimestamp(self.path(key).stat().st_mtime).isoformat()
 
     def load(self, key: str) -> Profile | None:
         """The profile of a key; None, with a warning where there is a file, if it cannot be used."""

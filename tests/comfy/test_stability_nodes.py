@@ -5,6 +5,8 @@ measured.
 
 from __future__ import annotations
 
+import datetime
+import re
 import shutil
 from pathlib import Path
 
@@ -209,6 +211,8 @@ def test_model_is_measured_once(
         patch.setattr(measuring, "measure_model", lambda *args: pytest.fail("measured again"))
         again, _ = profile(load_unet(Source(pipeline / "teacher", "tiny")))
     torch.testing.assert_close(again.sigmas(6, 1.0, EULER), first.sigmas(6, 1.0, EULER))
+    (calls,) = re.findall(r"^Measured now by (\d+) model calls, and kept\.$", first.origin)
+    assert again.origin == f"Measured on {datetime.date.today()} by {calls} model calls, and read."
     patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0.0)
     keys = {
         key_of(each, SMALL)
@@ -272,7 +276,10 @@ def test_stale_file_is_measured_anew_with_a_warning(
     assert Store(path.parent).load(key_of(subject(model), SMALL)) is not None
 
 
-def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_measures_on_first_use_only(
+    model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr("dizzydiff.nodes.stability.THOROUGH", SMALL)
 
     def sample() -> torch.Tensor:
@@ -281,6 +288,7 @@ def test_sampler_measures_on_first_use_only(model, monkeypatch: pytest.MonkeyPat
         ]
 
     first = sample()
+    assert "Measured now by" in caplog.text
     assert first.shape == LATENT["samples"].shape
     assert first.isfinite().all()
     monkeypatch.setattr(measuring, "measure_model", lambda *args: pytest.fail("measured again"))
@@ -298,6 +306,7 @@ def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(
     assert "not finite" in caplog.text
     assert plot.shape[2:] == (1024, 3)
     assert plot.min() < 0.5 < plot.max(), "the plot says why"
+    assert measured.origin.startswith("Not measured: ") and "not finite" in measured.origin
     assert not user_folder.exists()
 
 
