@@ -50,5 +50,6 @@ def saying_what_fails(name: str, shape: Sequence[int]) -> Iterator[None]:
         raise UnsupportedTeacher(
             f"{name} cannot be trained on latents of shape {list(shape)} with these prompts "
             f"({type(error).__name__}: {error}). Expected a model that samples this latent from its prompt "
-            "alone, one picture a row, with differentiable operations throughout."
+            "alone, one picture a row, with differentiable operations throughout: take off what patches the "
+            "model for sampling, such as EasyCache."
         ) from error
