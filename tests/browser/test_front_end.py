@@ -30,6 +30,7 @@ FOUND = {
     "sigmas": "Stability Grid",
     "ays": "Stability Grid",
     "restyle": "N-Step Student Sampler",
+    "variation seed": "Spin Noise",
 }
 """Where the words that users look for must lead."""
 

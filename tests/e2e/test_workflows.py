@@ -29,6 +29,7 @@ EXPECTED = {
     "guided_student": 4,
     "guidance_sweep": 4,
     "restyle": 4,
+    "spin": 9,
     "stability_grid": 4,
 }
 """Pictures that each workflow on the embedded pipeline makes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-FEATURES = {"students", "stability", "drafting", "compare"}
+FEATURES = {"students", "stability", "drafting", "compare", "noise"}
 SHARED = {"kernels", "common"}
 MAY_IMPORT = {
     "nodes": FEATURES | SHARED | {"tiny"},
