@@ -42,6 +42,15 @@ def interpolate(
     )
 
 
+def share_of_draft(space: Space, sigmas: Sequence[float], sigma: float) -> float:
+    """How much of what the prediction of the draft behind is off goes into the one at sigma: dD / dD_3, by F.
+
+    sigmas: of the NODES evaluations, the draft's last.
+    """
+    weights = lagrange([math.sqrt(each) for each in sigmas[1:]], math.sqrt(sigma))
+    return abs(weights[-1]) * math.sin(space.angle(sigma)) / math.sin(space.angle(sigmas[-1]))
+
+
 def _F_polynomial(space: Space, nodes: Sequence[SpanEvaluation], sigma: float) -> Prediction:
     weights = lagrange([math.sqrt(node.sigma) for node in nodes], math.sqrt(sigma))
     return _weighted_F(space, nodes, weights)

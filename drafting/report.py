@@ -56,6 +56,12 @@ class Report:
         return sum(bool(each.interpolated and each.accepted) for calls in self.rounds for each in calls)
 
     @property
+    def skips(self) -> int:
+        """Interpolated predictions that were used, less those that were not, so far."""
+        calls = [call for calls in self.rounds for call in calls if call.interpolated]
+        return sum(-1 if call.accepted is False else 1 for call in calls)
+
+    @property
     def rejections(self) -> int:
         return sum(each.accepted is False for calls in self.rounds for each in calls)
 

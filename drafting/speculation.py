@@ -157,7 +157,7 @@ class SpeculativeModel:
     def _open_window(self, n: int, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> None:
         width = self._how.policy.width(len(self._report.rounds), len(self.calls) - n)
         width = min(width, self.evaluate.capacity)
-        position = Position(n, x, self._known, self._dropped)
+        position = Position(n, x, self._known, self._dropped, self._report.skips)
         window = Window(self._how, self.trace, self.noises, position)
         evaluated = window.evaluated(width, self._statistics, self.evaluate.drafting)
         states = [

@@ -63,18 +63,26 @@ class RoundStatistics:
     """Of calls that had been evaluated before, at a draft that was dropped."""
     missed: dict[int, Prediction] = field(default_factory=dict)
     """By how much predictions that were interpolated may be off."""
+    of_draft: dict[int, float] = field(default_factory=dict)
+    """How much of what the draft behind is off goes into them (``interpolation.share_of_draft``)."""
     third: Prediction = ()
     """F[t0, t1, t2, t3] of the newest evaluations, where there are so many (``interpolation``)."""
 
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
-        know without an evaluation at x: Lipschitz constant times distance, and what an interpolation may have
-        missed. Of several pictures, and parts of them, the one that may be off furthest.
+        know without an evaluation at x: Lipschitz constant times distance; where it was interpolated, what
+        that may have missed, and the same of the draft behind. Of several pictures, and parts of them, the
+        one that may be off furthest.
         """
         return max(
-            self.lipschitz(m, piece) * self.distance(m, piece) + self.interpolation_error(m, piece)
+            self._carrying_error(m, piece)
+            + self.interpolation_error(m, piece)
+            + (self.of_draft[m] * self._carrying_error(m + 1, piece) if m in self.of_draft else 0.0)
             for piece in self.pieces
         )
+
+    def _carrying_error(self, m: int, piece: int) -> float:
+        return self.lipschitz(m, piece) * self.distance(m, piece)
 
     def interpolation_error(self, m: int, piece: int = 0) -> float:
         """Of the m-th prediction, relative to the data. 0 where it was evaluated."""

@@ -26,12 +26,17 @@ from .combination import (
     newest_per_sigma,
     weighted_sum,
 )
-from .interpolation import NODES, divided_difference, expected_deviation, interpolate
+from .interpolation import NODES, divided_difference, expected_deviation, interpolate, share_of_draft
 from .noise import NoiseTape
 from .policies import Policy
 from .predictors import Drafts, carried
 from .space import Space
 from .statistics import Pair, RoundStatistics, secant_error
+
+MOST_FAILED, DOUBT = 1, 2.0
+"""How many more skips may fail than hold; and how much surer the next must then be. A skip that fails costs a
+call.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Position:
     """Where the sampler stands: it makes its n-th model call at x.
 
     known: predictions on which states to come may depend, by call; dropped: evaluations at drafts that were
-    too far off.
+    too far off; skips: of calls so far, that held, less those that did not and cost a call each.
     """
 
     n: int
     x: Tensor
     known: dict[int, Evaluation]
     dropped: dict[int, Evaluation]
+    skips: int = 0
 
 
 class Window:
@@ -68,6 +74,7 @@ class Window:
 
     def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
         self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
+        self._doubt = 1.0 if position.skips >= -MOST_FAILED else DOUBT
         rows, whole = position.x.shape[0], position.x.numel()
         lengths = how.parts if len(how.parts) > 1 else (whole // rows,)
         pieces = [length for length in lengths for _ in range(rows)]
@@ -85,6 +92,7 @@ class Window:
         self._seen: dict[int, SpanEvaluation] = {}
         self._between: dict[int, Prediction] = {}
         self._missed: dict[int, Prediction] = {}
+        self._of_draft: dict[int, float] = {}
 
     def evaluated(self, width: int, statistics: RoundStatistics, drafting: bool) -> range:
         """The calls that a round of at most ``width`` states evaluates: from the n-th on, or from the next,
@@ -104,7 +112,7 @@ class Window:
         times = [math.sqrt(each.sigma) for each in self._history]
         missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)
         lipschitz = max(statistics.lipschitz(n, piece) for piece in statistics.pieces)
-        return how.policy.accepts(max(missed, lipschitz * distance))
+        return how.policy.accepts(self._doubt * max(missed, lipschitz * distance))
 
     def states(self, evaluated: range, statistics: RoundStatistics) -> list[Tensor]:
         """x, or drafts from predicted predictions: the states of the ``evaluated`` calls."""
@@ -133,7 +141,9 @@ class Window:
             self._seen[m] = SpanEvaluation(self._x[m], each.sigma, parts)
         if (n := self._n) not in taken:
             nodes, sigma = [*self._history[1 - NODES :], self._seen[n + 1]], self._calls[n].sigma
-            self._between[n], self._missed[n] = interpolate(self._how.space, nodes, self._x[n], sigma)
+            space, sigmas = self._how.space, [node.sigma for node in nodes]
+            self._between[n], self._missed[n] = interpolate(space, nodes, self._x[n], sigma)
+            self._of_draft[n] = share_of_draft(space, sigmas, sigma)
             D = self._span.evaluate(self._between[n])
             taken[n] = Evaluation(self._states[n], sigma, D, interpolated=True)
         return taken
@@ -184,6 +194,7 @@ class Window:
             errors=errors,
             pairs=pairs,
             missed=missed,
+            of_draft=self._of_draft,
             third=third,
         )
 

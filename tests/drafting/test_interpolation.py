@@ -104,6 +104,25 @@ def test_one_device_makes_fewer_calls_and_stays_within_the_tolerance(steps: int,
     assert deviation(result, plainly(euler, model, sigmas, x)) < 0.01
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.5, 30), st.floats(-3, -1), st.integers(8, 40))
+def test_skipping_costs_two_calls_at_most_where_it_never_holds(
+    frequency: float, exponent: float, steps: int
+) -> None:
+    """A model that changes with every sigma, as no polynomial does."""
+
+    def model(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        return x / 4 + torch.sin(frequency * 40 * sigma.log()).reshape(-1, 1)
+
+    sigmas = karras(steps)
+    x = start(sigmas, 1, 16)
+    calls = drafted(euler, Mixture(), sigmas, x, paper())[1].calls
+    skippable = frozenset(n for n in range(len(calls)) if in_between(calls, n))
+    policy, drafts = Policy("verified", 1, 10**exponent), DRAFTS["extrapolated"](False)
+    report = drafted(euler, model, sigmas, x, Drafting(policy, drafts, SPACE, skippable=skippable))[1].report
+    assert report.evaluations <= steps + 2
+
+
 @settings(max_examples=12)
 @given(st.floats(1e-5, 1e-1), st.integers(6, 30))
 def test_no_call_that_is_left_out_is_off_by_more_than_the_tolerance(tolerance: float, steps: int) -> None:
