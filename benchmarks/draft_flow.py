@@ -21,61 +21,52 @@ from torch import Tensor
 from ..compare.metrics import psnr, ssim
 from ._draft_subjects import ROOT, Subject, embedded
 from ._parallel_peers import relative_rms
-from .draft_refine import drafted, one_by_one, side_by_side, spread_of
+from .draft_refine import STOCHASTIC, drafted, one_by_one, side_by_side, spread_of
 
-SAMPLERS = ("euler", "dpmpp_2m", "res_multistep", "er_sde", "euler_ancestral")
-SMOOTH = ("euler", "dpmpp_2m", "res_multistep")
-"""Those that add no noise: one device skips calls of these alone."""
+SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
+SETTINGS = ((2.0, 28), (2.0, 50), (1.0, 28))
+"""CFG and steps."""
+WIDTHS = (2, 4)
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """All rows; ``quick``: Euler, 28 steps, widths 1 and 4, CFG 2, 4 seeds."""
+    """All rows; ``quick``: Euler, 28 steps, CFG 2, 4 seeds."""
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT)
     torch.set_num_threads(1)
-    settings = itertools.product((2.0, 1.0), SAMPLERS, (28, 50))
-    chosen = [(2.0, "euler", 28)] if quick else list(settings)
-    seeds, widths = list(range(4 if quick else 32)), (1, 4) if quick else (1, 2, 4)
-    work = [partial(rows_of, cfg, name, steps, widths=widths, seeds=seeds) for cfg, name, steps in chosen]
+    chosen = [("euler", (2.0, 28))] if quick else list(itertools.product(SAMPLERS, SETTINGS))
+    seeds = list(range(4 if quick else 32))
+    work = [partial(rows_of, name, cfg, steps, seeds) for name, (cfg, steps) in chosen]
     return [row for rows in side_by_side(work) for row in rows]
 
 
-def rows_of(
-    cfg: float, name: str, steps: int, *, widths: tuple[int, ...], seeds: list[int]
-) -> list[dict[str, Any]]:
+def rows_of(name: str, cfg: float, steps: int, seeds: list[int]) -> list[dict[str, Any]]:
     """One sampler at one number of steps."""
     with torch.inference_mode():
-        wide, alone = (embedded("tiny/flow", cfg, batch=batch) for batch in (True, False))
-        return [
-            row
-            for k in widths
-            if k > 1 or name in SMOOTH
-            for row in _rows(wide if k > 1 else alone, name, steps, k, seeds)
-        ]
+        return list(_rows(embedded("tiny/flow", cfg), name, steps, seeds))
 
 
-def _rows(subject: Subject, name: str, steps: int, k: int, seeds: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(subject: Subject, name: str, steps: int, seeds: list[int]) -> Iterator[dict[str, Any]]:
     import comfy.samplers
 
     inner, sigmas = comfy.samplers.sampler_object(name), subject.sigmas(name, steps, "simple")
     every, singly = one_by_one(subject, inner, sigmas, seeds), [[seed] for seed in seeds]
 
-    def row(mode: str, rounds: float, calls: float, result: Tensor) -> dict[str, Any]:
+    def row(mode: str, k: int, rounds: float, calls: float, result: Tensor) -> dict[str, Any]:
         setting = {"model": subject.name, "sampler": name, "schedule": "simple", "steps": steps, "width": k}
         made = {"mode": mode, "rounds": rounds, "model_calls": calls}
         return {**setting, **made, **spread_of(relative_rms(result, every)), **seen(subject, result, every)}
 
-    width = k if k > 1 else 0
-    rounds, calls, result, _ = drafted(subject, inner, "verified", width, "extrapolated", sigmas, singly)
-    yield row("verified", rounds, calls, result)
-    if name in SMOOTH:
-        fewer = max(1, round(calls if k == 1 else rounds))
-        plain = one_by_one(subject, inner, subject.sigmas(name, fewer, "simple"), seeds)
-        yield row("fewer steps", fewer, fewer, plain)
-    if k > 1:
+    for k in WIDTHS:
+        rounds, calls, result, _ = drafted(subject, inner, "verified", k, "extrapolated", sigmas, singly)
+        yield row("verified", k, rounds, calls, result)
+        if name not in STOCHASTIC:
+            fewer = round(rounds)
+            plain = one_by_one(subject, inner, subject.sigmas(name, fewer, "simple"), seeds)
+            yield row("fewer steps", k, fewer, fewer, plain)
         rounds, calls, result, _ = drafted(subject, inner, "aggressive", k, "frozen", sigmas, singly)
-        yield row("frozen (DRiffusion)", rounds, calls, result)
+        yield row("frozen (DRiffusion)", k, rounds, calls, result)
 
 
 def seen(subject: Subject, result: Tensor, every: Tensor) -> dict[str, float]:
