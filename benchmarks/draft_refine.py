@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +94,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def side_by_side(work: list[Callable[[], list[dict[str, Any]]]]) -> Iterator[list[dict[str, Any]]]:
+def side_by_side(work: Sequence[Callable[[], list[dict[str, Any]]]]) -> Iterator[list[dict[str, Any]]]:
     """What each piece of work returns, in order; processes are forked, so that they share what is loaded."""
     if "fork" not in multiprocessing.get_all_start_methods():
         yield from (piece() for piece in work)

@@ -117,9 +117,9 @@ def _stored_profile(
         log.warning("%s: this model cannot be told apart from others, and is measured each time.", why)
         profile = measure_model(subject, effort, progress)
         return profile, f"Measured now by {profile.calls} model calls, and not kept: {why}."
-    profile = store.load(key)
-    if profile is not None:
-        return profile, f"Measured on {store.date(key)} by {profile.calls} model calls, and read."
+    stored = store.load(key)
+    if stored is not None:
+        return stored, f"Measured on {store.date(key)} by {stored.calls} model calls, and read."
     profile = measure_model(subject, effort, progress)
     store.save(key, profile)
     return profile, f"Measured now by {profile.calls} model calls, and kept."

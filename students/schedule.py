@@ -69,7 +69,7 @@ def read_schedule(config: Config | None, name: str) -> Schedule | None:
 def _noise_settings(config: Config, beta_schedule: str, lcm: bool, name: str) -> dict[str, Any]:
     """Core's ``sampling_settings``. Raises ConfigMismatch."""
     timesteps = int(number_in(config, "num_train_timesteps", 1000, (1, MOST_TIMESTEPS), name))
-    settings = {
+    settings: dict[str, Any] = {
         "beta_schedule": beta_schedule,
         "timesteps": timesteps,
         "linear_start": number_in(config, "beta_start", 0.00085 if lcm else 0.0001, (0, 0.999), name),
