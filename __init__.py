@@ -21,8 +21,8 @@ def is_older(version: str, than: str) -> bool:
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """ComfyUI's way in: an extension that lists the pack's node classes, or none where ComfyUI is too old for
-    them.
+    """ComfyUI's way in: an extension that lists the pack's node classes and adds its scheduler, or does
+    neither where ComfyUI is too old for them.
     """
     from comfy_api.latest import ComfyExtension
     from comfyui_version import __version__
@@ -37,7 +37,9 @@ async def comfy_entrypoint() -> ComfyExtension:
                 )
                 return []
             from .nodes import NODE_CLASSES
+            from .nodes.stability import register_scheduler
 
+            register_scheduler()
             return list(NODE_CLASSES)
 
     return DizzyDiff()

@@ -16,6 +16,7 @@ from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
 from ..drafting.messages import both, inform, warn
+from ..stability import scheduler
 from ..stability.measured import Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import DPMPP_2M, SOLVERS
@@ -81,6 +82,10 @@ class StabilityProfile(io.ComfyNode):
                     tooltip="From high noise to low: how errors arise and grow, and the points of "
                     "three grids.",
                 ),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model, for any sampler node with the scheduler dizzydiff.",
+                ),
             ],
         )
 
@@ -101,7 +106,8 @@ class StabilityProfile(io.ComfyNode):
         )
         picture = picture_of(measured)
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(measured, picture, ui={**shown, "text": [measured.origin]})
+        measured_model = scheduler.with_measured(model, measured)
+        return io.NodeOutput(measured, picture, measured_model, ui={**shown, "text": [measured.origin]})
 
 
 class StabilityGrid(io.ComfyNode):
@@ -224,6 +230,11 @@ class StabilitySampler(io.ComfyNode):
             latent_image,
         )
         return io.NodeOutput(sampled.result[0], ui={"text": [measured.origin]})
+
+
+def register_scheduler() -> None:
+    """``dizzydiff`` among the schedulers of every sampler node."""
+    scheduler.register(both(warn, show_at_node))
 
 
 def _effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.Input:

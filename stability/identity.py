@@ -253,7 +253,7 @@ class _Reader:
         held = {
             name: item
             for name, item in vars(value).items()
-            if name not in MODULE_ATTRIBUTES and not name.startswith("comfy_")
+            if name not in MODULE_ATTRIBUTES and not name.startswith(("comfy_", "dizzydiff_"))
         }
         reader._classes(value, path)
         reader.read(held, path)

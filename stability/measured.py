@@ -27,6 +27,8 @@ log = logging.getLogger("dizzydiff")
 
 FALLBACK = "simple"
 """Core's scheduler where nothing could be measured."""
+SCHEDULER = "dizzydiff"
+"""The pack's own among ComfyUI's (``scheduler``)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def scheduled_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
     left out, with a word in the log.
     """
     grids, failed = {}, []
-    names = [name for name in comfy.samplers.SCHEDULER_NAMES if steps > 1 or name == FALLBACK]
+    others = [name for name in comfy.samplers.SCHEDULER_NAMES if name != SCHEDULER]
+    names = [name for name in others if steps > 1 or name == FALLBACK]
     for name in names:  # kl_optimal and linear_quadratic need more than one step
         try:
             grids[name] = torch.as_tensor(comfy.samplers.calculate_sigmas(sampling, name, steps))

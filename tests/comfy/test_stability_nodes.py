@@ -23,6 +23,7 @@ from dizzydiff.drafting.backends.replicas import Replicas
 from dizzydiff.drafting.devices import spread
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
 from dizzydiff.stability import measured as measuring
+from dizzydiff.stability import scheduler
 from dizzydiff.stability import subject as subjects
 from dizzydiff.stability.errors import BadBlend, BadEffort, CannotMeasure
 from dizzydiff.stability.identity import identity
@@ -31,6 +32,7 @@ from dizzydiff.stability.profile import QUICK, THOROUGH, Effort
 from dizzydiff.stability.solvers import EULER, SOLVERS, Solver
 from dizzydiff.stability.store import Store
 from dizzydiff.students.loader import Source, load_unet
+from nodes import common_ksampler
 
 from .networks import save_pipeline
 
@@ -72,7 +74,53 @@ def subject(model, **changes) -> subjects.Subject:
 
 
 def profile(model, cfg: float = 3.0, probes: int = SMALL.probes, seed: int = 0):
+    """STABILITY_PROFILE and plot."""
+    return measured_model(model, cfg, probes, seed)[:2]
+
+
+def measured_model(model, cfg: float = 3.0, probes: int = SMALL.probes, seed: int = 0):
     return StabilityProfile.execute(model, POSITIVE, NEGATIVE, cfg, LATENT, SMALL.levels, probes, seed).result
+
+
+@pytest.fixture
+def schedulers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the scheduler says. ComfyUI's lists are as they were afterwards."""
+    monkeypatch.setattr(comfy.samplers, "SCHEDULER_HANDLERS", dict(comfy.samplers.SCHEDULER_HANDLERS))
+    names = list(comfy.samplers.SCHEDULER_NAMES)
+    monkeypatch.setattr(comfy.samplers, "SCHEDULER_NAMES", names)
+    monkeypatch.setattr(comfy.samplers.KSampler, "SCHEDULERS", names)
+    said: list[str] = []
+    for _ in range(2):  # ComfyUI may load a pack again
+        scheduler.register(said.append)
+    assert comfy.samplers.SCHEDULER_NAMES.count("dizzydiff") == 1
+    return said
+
+
+def test_any_sampler_takes_the_sigmas_that_were_measured_of_its_model(model, schedulers: list[str]) -> None:
+    measured, _, carrying = measured_model(model)
+
+    def sigmas_of(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
+        place = model.load_device
+        return comfy.samplers.KSampler(model, steps, place, "euler", "dizzydiff", denoise).sigmas
+
+    expected = StabilityGrid.execute(measured, 6, 1.0, "dpmpp_2m").result[0]
+    torch.testing.assert_close(sigmas_of(carrying, 6), expected)
+    patched, _ = comfy.sd.load_lora_for_models(carrying, None, LORA, 0.5, 0.0)
+    torch.testing.assert_close(sigmas_of(patched, 6), expected)
+    assert len(sigmas_of(carrying, 4, 0.5)) == 5 and not schedulers
+    sampled = common_ksampler(carrying, 5, 6, 3.0, "euler", "dizzydiff", POSITIVE, NEGATIVE, LATENT)
+    assert sampled[0]["samples"].isfinite().all()
+
+    simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
+    torch.testing.assert_close(sigmas_of(model, 6), simple)
+    assert len(schedulers) == 1 and "Nothing was measured" in schedulers[0]
+    other = ModelSamplingSD3().patch(carrying, 3.0)[0]
+    assert len(sigmas_of(other, 6)) == 7 and len(schedulers) == 2, "other noise levels were not measured"
+
+
+def test_the_pack_s_scheduler_is_not_one_of_those_it_is_compared_with(model, schedulers: list[str]) -> None:
+    grids = measuring.scheduled_grids(model.get_model_object("model_sampling"), 6)
+    assert "simple" in grids and "dizzydiff" not in grids and not schedulers
 
 
 def test_graph_gives_sigmas_and_a_plot(model) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from devtools.server import Server
 
 NODES = [
+    "DizzyDiffCompare",
     "DizzyDiffDevices",
     "DizzyDiffDistillGuidance",
     "DizzyDiffDraftRefine",
@@ -23,6 +24,7 @@ NODES = [
     "DizzyDiffGuidanceSweep",
     "DizzyDiffLoadPipeline",
     "DizzyDiffLoadStudent",
+    "DizzyDiffSpinNoise",
     "DizzyDiffStabilityGrid",
     "DizzyDiffStabilityProfile",
     "DizzyDiffStabilitySampler",
@@ -72,6 +74,25 @@ def load_student(name: str) -> dict[str, Any]:
 def test_every_node_is_listed_once(comfy_server: Server) -> None:
     nodes = comfy_server.request("/object_info")
     assert sorted(name for name in nodes if name.startswith("DizzyDiff")) == NODES
+
+
+def test_every_sampler_node_lists_the_scheduler_and_samples_with_it(comfy_server: Server) -> None:
+    nodes = comfy_server.request("/object_info")
+    for node in ("KSampler", "KSamplerAdvanced", "BasicScheduler", "DizzyDiffDraftRefineKSampler"):
+        assert "dizzydiff" in str(nodes[node]["input"]["required"]["scheduler"]), node
+    prompt = load_student("student")
+    prompt["1"] = {"class_type": "DizzyDiffLoadPipeline", "inputs": {"pipeline": "tiny"}}
+    prompt["8"] = {
+        "class_type": "DizzyDiffStabilityProfile",
+        "inputs": {
+            "model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent": ["4", 0],
+            "cfg": 1.0, "levels": 8, "probes": 2, "seed": 0,
+        },
+    }  # fmt: skip
+    prompt["5"]["inputs"] |= {"model": ["8", 2], "scheduler": "dizzydiff", "steps": 4}
+    outputs = comfy_server.run(prompt)["outputs"]
+    assert len(outputs["7"]["images"]) == 1
+    assert "Measured" in outputs["8"]["text"][0] and len(outputs["8"]["images"]) == 1
 
 
 @pytest.mark.parametrize("node", NODES)

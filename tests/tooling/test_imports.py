@@ -36,6 +36,7 @@ MEET_COMFYUI = {
     "drafting.sampler",
     "stability.measured",
     "stability.samplers",
+    "stability.scheduler",
     "stability.subject",
     "students.distill.failures",
     "students.distill.memory",
