@@ -44,6 +44,7 @@ seed, and fail.
 """
 CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
     "EmptyLatentImage": {"width": [64, 70], "height": [64]},
+    "EmptyImage": {"width": [64], "height": [48], "batch_size": [1]},
     "CLIPTextEncode": {"text": ["a red circle on white", ""]},
     "DizzyDiffLoadStudent": {"student": ["tiny"], "weight_dtype": ["default", "fp16"]},
     "DizzyDiffGuidanceSweep": {"scales": ["1", "1, 2.5", "3;4 5"]},
@@ -64,6 +65,7 @@ SOURCES: Mapping[str, list[tuple[str, int]]] = {
     "SAMPLER": [("KSamplerSelect", 0), ("DizzyDiffStudentSampler", 0), ("DizzyDiffDraftRefine", 0)],
     "SIGMAS": [("BasicScheduler", 0), ("DizzyDiffStabilityGrid", 0)],
     "STABILITY_PROFILE": [("DizzyDiffStabilityProfile", 0)],
+    "IMAGE,LATENT": [("EmptyImage", 0)],
 }
 """Outputs that can stand for each type; the first is the plainest."""
 SINKS = {"SAMPLER": "SamplerCustom", "SIGMAS": "SamplerCustom", "MODEL": "KSampler"}
@@ -109,7 +111,9 @@ def sockets(info: Info, kind: str) -> dict[str, list[Any]]:
 
 
 def is_widget(socket: list[Any]) -> bool:
-    return isinstance(socket[0], list) or socket[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    if isinstance(socket[0], list):
+        return True
+    return socket[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO") and not socket[1].get("forceInput")
 
 
 def options(socket: list[Any]) -> list[Any]:
@@ -180,7 +184,7 @@ def invalid(draw: Draw, info: Info) -> tuple[Graph, str, str]:
         del inputs[name]
     elif not is_widget(socket):
         loader = add(draw, info, graph, "DizzyDiffLoadPipeline", 0)
-        inputs[name] = [loader, 2]
+        inputs[name] = [loader, 0 if socket[0] == "VAE" else 2]
     elif socket[0] == "STRING":
         inputs[name] = draw(st.sampled_from(UNREADABLE[name]))
     elif socket[0] in ("INT", "FLOAT"):

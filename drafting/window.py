@@ -33,9 +33,9 @@ from .predictors import Drafts, carried
 from .space import Space
 from .statistics import Pair, RoundStatistics, secant_error
 
-MOST_FAILED, DOUBT = 1, 2.0
-"""How many more skips may fail than hold; and how much surer the next must then be. A skip that fails costs a
-call.
+DOUBT, MOST_LOST = 2.0, 3
+"""A skip that fails costs a call. Where two more failed than held, the next must be so much surer; where three
+did, there is no next.
 """
 
 
@@ -74,7 +74,8 @@ class Window:
 
     def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
         self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
-        self._doubt = 1.0 if position.skips >= -MOST_FAILED else DOUBT
+        lost = -position.skips
+        self._doubt = math.inf if lost >= MOST_LOST else DOUBT if lost == MOST_LOST - 1 else 1.0
         rows, whole = position.x.shape[0], position.x.numel()
         lengths = how.parts if len(how.parts) > 1 else (whole // rows,)
         pieces = [length for length in lengths for _ in range(rows)]

@@ -372,18 +372,20 @@ def test_devices_change_between_two_prompts(teacher: Any, prompts: tuple[list, l
 def test_the_ksampler_node_is_core_s_at_tolerance_zero_and_shows_its_rounds_otherwise(
     two: Any, prompts: tuple[list, list]
 ) -> None:
-    def node(tolerance: float) -> tuple[dict, torch.Tensor]:
+    def node(tolerance: float) -> tuple[dict, torch.Tensor, str]:
         return DraftRefineKSampler.execute(
             two, 7, STEPS, 4.0, "dpmpp_2m_sde", "karras", *prompts, empty(), 1.0, "verified", 0, tolerance
         ).result
 
-    latent, blank = node(0.0)
+    latent, blank, report = node(0.0)
     assert torch.equal(latent["samples"], plain(two, prompts, "dpmpp_2m_sde"))
     assert blank.shape[2] == 1024 and blank.min() < 0.5, "it says why nothing was drafted"
+    assert "undrafted" in report
     output = DraftRefineKSampler.execute(
         two, 7, STEPS, 4.0, "dpmpp_2m_sde", "karras", *prompts, empty(), 1.0, "verified", 0, 0.05
     )
     picture, ((sentence,), (numbers,)) = output.result[1], (output.ui["text"], output.ui["draft_refine"])
+    assert output.result[2] == sentence
     assert numbers["calls"] == STEPS and numbers["rounds"] < STEPS <= numbers["evaluations"]
     assert f"in {numbers['rounds']} rounds" in sentence and numbers["seconds"] > 0
     assert picture.shape[-1] == 3 and picture.shape[2] >= 1024 and picture.unique().numel() > 4

@@ -106,7 +106,7 @@ def test_one_device_makes_fewer_calls_and_stays_within_the_tolerance(steps: int,
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.5, 30), st.floats(-3, -1), st.integers(8, 40))
-def test_skipping_costs_two_calls_at_most_where_it_never_holds(
+def test_skipping_costs_three_calls_at_most_where_it_never_holds(
     frequency: float, exponent: float, steps: int
 ) -> None:
     """A model that changes with every sigma, as no polynomial does."""
@@ -120,7 +120,7 @@ def test_skipping_costs_two_calls_at_most_where_it_never_holds(
     skippable = frozenset(n for n in range(len(calls)) if in_between(calls, n))
     policy, drafts = Policy("verified", 1, 10**exponent), DRAFTS["extrapolated"](False)
     report = drafted(euler, model, sigmas, x, Drafting(policy, drafts, SPACE, skippable=skippable))[1].report
-    assert report.evaluations <= steps + 2
+    assert report.evaluations <= steps + 3
 
 
 @settings(max_examples=12)
