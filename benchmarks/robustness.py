@@ -46,6 +46,7 @@ CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
     "EmptyLatentImage": {"width": [64, 70], "height": [64]},
     "EmptyImage": {"width": [64], "height": [48], "batch_size": [1]},
     "CLIPTextEncode": {"text": ["a red circle on white", ""]},
+    "DizzyDiffLoadPipeline": {"pipeline": ["tiny", "tiny/teacher"]},
     "DizzyDiffLoadStudent": {"student": ["tiny"], "weight_dtype": ["default", "fp16"]},
     "DizzyDiffGuidanceSweep": {"scales": ["1", "1, 2.5", "3;4 5"]},
     "DizzyDiffDevices": {"devices": ["auto", "batch", "cpu, cpu:1"]},

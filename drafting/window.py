@@ -34,8 +34,8 @@ from .space import Space
 from .statistics import Pair, RoundStatistics, secant_error
 
 DOUBT, MOST_LOST = 2.0, 3
-"""A skip that fails costs a call. Where two more failed than held, the next must be so much surer; where three
-did, there is no next.
+"""A skip that fails costs a call. Where two more failed than held, the next must be so much surer; where so
+many did, there is no next.
 """
 
 
