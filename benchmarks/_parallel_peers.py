@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
+
+from ..compare.metrics import deviation
 
 Drift = Callable[[Tensor, float], Tensor]
 """(x - D(x, sigma)) / sigma."""
@@ -64,5 +65,4 @@ def parastep(drift: Drift, x: Tensor, sigmas: Tensor, k: int, warm_up: int = 5) 
 
 def relative_rms(result: Tensor, reference: Tensor) -> list[float]:
     """RMS distance over RMS, a row each."""
-    off, scale = (t.flatten(1).square().mean(1).sqrt() for t in (result - reference, reference))
-    return torch.div(off, scale).tolist()
+    return deviation(result, reference).tolist()

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from . import metrics
 from .errors import NotComparable
-from .metrics import deviation, psnr, ssim
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,30 @@ class Comparison:
     report_b: str = ""
     latent_deviation: Tensor | None = None
 
-    @property
-    def deviation(self) -> Tensor:
-        """[B], of the latents where there are any."""
-        return deviation(self.a, self.b) if self.latent_deviation is None else self.latent_deviation
+    @cached_property
+    def psnr(self) -> float:
+        """Of all pictures as one, so that equal ones among them do not make it infinite."""
+        return float(metrics.psnr(self.a[None], self.b[None]))
 
+    @cached_property
+    def ssim(self) -> float:
+        """The mean over the batch."""
+        return float(metrics.ssim(self.a, self.b).mean())
+
+    @cached_property
+    def deviation(self) -> float:
+        """The mean over the batch, of the latents where there are any."""
+        rows = metrics.deviation(self.a, self.b) if self.latent_deviation is None else self.latent_deviation
+        return float(rows.mean())
+
+    @property
     def sentence(self) -> str:
-        """The means over the batch, and of what they are."""
-        rows = f" (means of {len(self.a)} pictures)" if len(self.a) > 1 else ""
+        count = len(self.a)
+        if self.psnr == math.inf:
+            return "The pictures are equal" + (f" ({count} pictures)." if count > 1 else ".")
         of = "" if self.latent_deviation is None else " of the latent"
-        if bool((self.a == self.b).all()):
-            return f"The pictures are equal{rows.replace('means of ', '')}."
-        return (
-            f"PSNR {float(psnr(self.a, self.b).mean()):.1f} dB, "
-            f"SSIM {float(ssim(self.a, self.b).mean()):.4f}, "
-            f"deviation{of} {float(self.deviation.mean()):.1e}{rows}."
+        return f"PSNR {self.psnr:.1f} dB, SSIM {self.ssim:.4f}, deviation{of} {self.deviation:.1e}" + (
+            f" (over {count} pictures)." if count > 1 else "."
         )
 
 
@@ -61,7 +72,7 @@ def compared(a: Any, b: Any, vae: Any, report_a: str, report_b: str) -> Comparis
                 "a and b are latents of several parts. Expected their pictures: decode them first."
             )
         _same_shape(x, y)
-        off, (a, b) = deviation(x, y), (_decoded(vae, each) for each in (x, y))
+        off, (a, b) = metrics.deviation(x, y), (_decoded(vae, each) for each in (x, y))
     _same_shape(a, b)
     return Comparison(a, b, report_a, report_b, off)
 

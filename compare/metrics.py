@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 WINDOW, WINDOW_SIGMA = 11, 1.5
 """Of SSIM, in pixels; smaller pictures have a smaller window."""
 K1, K2 = 0.01, 0.03
-WIDEST = 8
+ROWS = 8
 """Rows that are compared at a time, so that a video needs no more memory than a few of its pictures."""
 
 
@@ -33,7 +33,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Gaussian windows of 11 pixels, sigma 1.5, that lie within the picture; the mean over windows and channels.
     """
-    pairs = zip(a.float().split(WIDEST), b.float().split(WIDEST), strict=True)
+    pairs = zip(a.float().split(ROWS), b.float().split(ROWS), strict=True)
     return torch.cat([_ssim(x.movedim(-1, 1), y.movedim(-1, 1)) for x, y in pairs])
 
 

@@ -43,7 +43,7 @@ def draw(comparison: Comparison) -> Image.Image:
         pen.multiline_text((x, GAP), "\n".join(lines), INK, font, spacing=LINE - 18)
         for row, image in enumerate(images):
             picture.paste(_rgb(image).resize((PANEL, tall), resample), (x, top + row * (tall + GAP)))
-    pen.text((GAP, size[1] - LINE - GAP // 2), comparison.sentence(), INK, font)
+    pen.text((GAP, size[1] - LINE - GAP // 2), comparison.sentence, INK, font)
     return picture
 
 

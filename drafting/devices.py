@@ -10,8 +10,8 @@ import comfy.model_management
 import comfy.multigpu
 import torch
 
+from ..common.messages import Say, inform
 from .errors import BadDevices, CannotClone
-from .messages import inform
 from .verdicts import Verdicts
 
 DEVICES = "dizzydiff_devices"
@@ -28,7 +28,7 @@ ONE_DEVICE = (
 )
 
 
-def spread(model: Any, devices: str, width: int) -> Any:
+def spread(model: Any, devices: str, width: int, say: Say = inform) -> Any:
     """The model with replicas on ``devices``: "auto" (all that ComfyUI uses), "batch" (none), or names such
     as "cuda:0, cuda:1".
 
@@ -42,20 +42,20 @@ def spread(model: Any, devices: str, width: int) -> Any:
         main = canonical(model.load_device)
         others = [place for place in dict.fromkeys(map(canonical, places)) if place != main]
         if wish == "auto":
-            others = _that_can_be_had(model, others[: width - 1] if width else others)
+            others = _that_can_be_had(model, others, say)[: width - 1 if width else None]
         elif not others:
-            inform(f"Draft Devices has no device but {main}: {ONE_DEVICE}")
+            say(f"Draft Devices has no device but {main}. {ONE_DEVICE}")
         model = _with_replicas(model, others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
     return model
 
 
-def _that_can_be_had(model: Any, others: list[torch.device]) -> list[torch.device]:
+def _that_can_be_had(model: Any, others: list[torch.device], say: Say) -> list[torch.device]:
     """Of the devices that "auto" finds; none of a model that cannot be copied. Says so where none is left."""
     if not others:
-        inform(f"Draft Devices found no device but {canonical(model.load_device)}: {ONE_DEVICE}")
+        say(f"Draft Devices found no device but {canonical(model.load_device)}. {ONE_DEVICE}")
     elif model.cached_patcher_init is None:
-        inform(f"Draft Devices leaves out {', '.join(map(str, others))}: {_no_recipe(model)} {ONE_DEVICE}")
+        say(f"Draft Devices leaves out {', '.join(map(str, others))}: {_no_recipe(model)} {ONE_DEVICE}")
         return []
     return others
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..common.alpha import alpha_of
 from ..common.dry_run import NoiseSampler, Predict, Untraceable
+from ..common.messages import Say, both, inform, warn
 from ..common.sampler_trace import Trace, trace
 from .backends import choose_backend
 from .backends.base import Backend, Request
 from .backends.graph import CLONES, MULTIGPU
 from .errors import MainDeviceOnly, Undraftable
 from .interpolation import in_between
-from .messages import Say, both, inform, warn
 from .noise import NoiseTape
 from .own_noise import own_noise
 from .policies import Mode, Policy

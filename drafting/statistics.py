@@ -24,8 +24,7 @@ FLOW_MARGIN, FLOW_MARGIN_IN_NOISE, FLOW_NOISE = 3.0, 8.0, 2.0
 """How much further off than is found here predictions of flow models are taken to be, and how much where
 there is over FLOW_NOISE times as much noise as data. On tiny/flow they were off 2.5 to 3 times as far as
 found between sigma 0.95 and 0.7, as far as found below 0.5, of data whose RMS is 0.7; and the errors of a run
-add up. With half these margins one picture in twenty strayed by 0.05 to 0.5, with these by 0.02 (``bench
-draft_flow``).
+add up. What these margins give: ``bench draft_flow``.
 """
 
 
@@ -70,23 +69,24 @@ class RoundStatistics:
 
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
-        know without an evaluation at x: Lipschitz constant times distance; where it was interpolated, what
-        that may have missed, and the same of the draft behind. Of several pictures, and parts of them, the
-        one that may be off furthest.
+        know without an evaluation at x: Lipschitz constant times distance, and the error of interpolation. Of
+        several pictures, and parts of them, the one that may be off furthest.
         """
         return max(
-            self._carrying_error(m, piece)
-            + self.interpolation_error(m, piece)
-            + (self.of_draft[m] * self._carrying_error(m + 1, piece) if m in self.of_draft else 0.0)
-            for piece in self.pieces
+            self._carrying_error(m, piece) + self.interpolation_error(m, piece) for piece in self.pieces
         )
 
     def _carrying_error(self, m: int, piece: int) -> float:
         return self.lipschitz(m, piece) * self.distance(m, piece)
 
     def interpolation_error(self, m: int, piece: int = 0) -> float:
-        """Of the m-th prediction, relative to the data. 0 where it was evaluated."""
-        return self._rms(self.missed[m], piece) / self.space.sigma_data if m in self.missed else 0.0
+        """Of the m-th prediction, relative to the data: what may be missed between the evaluations, and what
+        the draft behind may be off. 0 where it was evaluated.
+        """
+        if m not in self.missed:
+            return 0.0
+        of_draft = self.of_draft[m] * self._carrying_error(m + 1, piece)
+        return self._rms(self.missed[m], piece) / self.space.sigma_data + of_draft
 
     @property
     def third_rms(self) -> float:

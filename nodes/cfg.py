@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
-from ..drafting.messages import Say, both, warn
+from ..common.messages import Say, both, warn
 from ..students.student_model import takes_guidance
 from .notice import show_at_node
 

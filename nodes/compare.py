@@ -7,7 +7,6 @@ from comfy_api.latest import io, ui
 
 from ..common.pictures import image_of
 from ..compare.comparison import compared
-from ..compare.metrics import psnr, ssim
 from ..compare.picture import draw
 from .notice import show_at_node
 
@@ -48,7 +47,7 @@ class Compare(io.ComfyNode):
                 ),
                 io.Float.Output(
                     display_name="PSNR",
-                    tooltip="In dB, the mean over the batch. Above 40 nobody sees a difference.",
+                    tooltip="In dB, over the whole batch. Above 40 nobody sees a difference.",
                 ),
                 io.Float.Output(
                     display_name="SSIM", tooltip="1 for equal pictures, the mean over the batch."
@@ -65,10 +64,12 @@ class Compare(io.ComfyNode):
         cls, a: Any, b: Any, vae: Any = None, report_a: str = "", report_b: str = ""
     ) -> io.NodeOutput:
         comparison = compared(a, b, vae, report_a, report_b)
-        sentence, picture = comparison.sentence(), image_of(draw(comparison))
-        show_at_node(sentence)
-        numbers = [psnr(comparison.a, comparison.b), ssim(comparison.a, comparison.b), comparison.deviation]
-        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        picture = image_of(draw(comparison))
+        show_at_node(comparison.sentence)
         return io.NodeOutput(
-            picture, *(float(each.mean()) for each in numbers), ui={**shown, "text": [sentence]}
+            picture,
+            comparison.psnr,
+            comparison.ssim,
+            comparison.deviation,
+            ui={**ui.PreviewImage(picture, cls=cls).as_dict(), "text": [comparison.sentence]},
         )

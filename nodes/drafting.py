@@ -7,11 +7,11 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from ..common.messages import both, inform, warn
 from ..common.pictures import image_of, picture_of_text
 from ..drafting import timeline
 from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
-from ..drafting.messages import both, warn
 from ..drafting.policies import MODES, Mode
 from ..drafting.predictors import DRAFTS, DraftsName
 from ..drafting.report import Report
@@ -126,7 +126,7 @@ class DraftDevices(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, devices: str, width: int) -> io.NodeOutput:
-        return io.NodeOutput(spread(model, devices, width))
+        return io.NodeOutput(spread(model, devices, width, both(inform, show_at_node)))
 
 
 class DraftRefineSampler(io.ComfyNode):
@@ -234,7 +234,7 @@ class DraftRefineKSampler(io.ComfyNode):
 
         def tell(sentence: str) -> None:
             messages.append(sentence)
-            show_at_node(" ".join(messages))
+            show_at_node(sentence)
 
         model = warn_of_cfg(model, cfg, both(warn, tell))
         sampler = DraftRefine(

@@ -12,10 +12,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..common.messages import both, inform, warn
 from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
-from ..drafting.messages import both, inform, warn
 from ..stability import scheduler
 from ..stability.measured import Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
@@ -166,7 +166,8 @@ class StabilityGrid(io.ComfyNode):
         sampler: Any = None,
     ) -> io.NodeOutput:
         if sampler is not None:
-            return io.NodeOutput(profile.sigmas_of(sampler, steps, denoise, base_blend))
+            say = both(warn, show_at_node)
+            return io.NodeOutput(profile.sigmas_of(sampler, steps, denoise, base_blend, say=say))
         return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend))
 
 
@@ -214,20 +215,13 @@ class StabilitySampler(io.ComfyNode):
     ) -> io.NodeOutput:
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
-        model = warn_of_cfg(model, cfg, both(warn, show_at_node))
+        say = both(warn, show_at_node)
         measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
         sampler = comfy.samplers.sampler_object(sampler_name)
-        sigmas = measured.sigmas_of(sampler, steps, denoise)
+        sigmas = measured.sigmas_of(sampler, steps, denoise, say=say)
+        model = warn_of_cfg(model, cfg, say)
         sampled = SamplerCustom.execute(
-            model,
-            True,
-            seed,
-            cfg,
-            positive,
-            negative,
-            sampler,
-            sigmas,
-            latent_image,
+            model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         )
         return io.NodeOutput(sampled.result[0], ui={"text": [measured.origin]})
 

@@ -120,7 +120,15 @@ class LoadPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "pipeline",
-                    options=[*library.pipeline_unets(_roots("diffusers"), EMBEDDED), flow.NAME],
+                    options=list(
+                        dict.fromkeys(
+                            [
+                                library.EMBEDDED,
+                                flow.NAME,
+                                *library.pipeline_unets(_roots("diffusers"), EMBEDDED),
+                            ]
+                        )
+                    ),
                     default=library.EMBEDDED,
                     tooltip="A folder with model_index.json under models/diffusers, or one that comes with "
                     "the pack.",

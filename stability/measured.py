@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..common.dry_run import Untraceable
+from ..common.messages import Say, warn
 from .errors import CannotMeasure
 from .grids import blend, for_denoise, make_grid
 from .identity import Unreadable, conditioning_digest, identity
@@ -33,15 +34,14 @@ SCHEDULER = "dizzydiff"
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's noise levels, and what was measured of it: None where measuring failed, for ``reason``.
+    """A model's noise levels, and what was measured of it: None where measuring failed.
 
     origin: in a sentence, when it was measured and by how many model calls, or why not.
     """
 
     sampling: Any
     linearized: LinearizedModel | None
-    reason: str = ""
-    origin: str = ""
+    origin: str
 
     def sigmas(self, steps: int, denoise: float, solver: Solver, share: float = 0.0) -> Tensor:
         """SIGMAS [steps + 1] in fp32 for a solver; ``share`` in [0, 1] of core's simple grid
@@ -49,24 +49,20 @@ class Measured:
         """
         return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
 
-    def sigmas_of(self, sampler: Any, steps: int, denoise: float, share: float = 0.0) -> Tensor:
-        """SIGMAS for a SAMPLER: core's simple ones, with a word in the log, where none can be made for it."""
+    def sigmas_of(
+        self, sampler: Any, steps: int, denoise: float, share: float = 0.0, *, say: Say = warn
+    ) -> Tensor:
+        """SIGMAS for a SAMPLER: core's simple ones, with a word, where none can be made for it."""
         try:
             return self.sigmas(steps, denoise, solver_of(sampler, self.sampling), share)
         except Untraceable as why:
-            log.warning(
-                "DizzyDiff: no stability grid for this sampler: %s. Sampling with core's %s sigmas.",
-                why,
-                FALLBACK,
-            )
+            say(f"No stability grid for this sampler: {why}. Core's {FALLBACK} sigmas are used.")
             return for_denoise(lambda n: fallback_grid(self.sampling, n), steps, denoise).float()
 
     def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
         simple = fallback_grid(self.sampling, steps)
         if self.linearized is None:
-            log.warning(
-                "DizzyDiff: no stability grid: %s Sampling with core's %s sigmas.", self.reason, FALLBACK
-            )
+            warn(self.origin)
             return simple
         others = scheduled_grids(self.sampling, steps).values()
         return blend(make_grid(self.linearized, steps, solver, list(others)), simple, share)
@@ -102,12 +98,12 @@ def measured_once(subject: Subject, effort: Effort, store: Store, progress: Prog
     """
     try:
         profile, origin = _stored_profile(subject, effort, store, progress)
-        return Measured(subject.sampling, linearize(profile), origin=origin)
+        return Measured(subject.sampling, linearize(profile), origin)
     except (CannotMeasure, RuntimeError, MemoryError) as error:
         if lacks_memory(error):
             raise
         origin = f"Not measured: {error} Core's {FALLBACK} sigmas are used."
-        return Measured(subject.sampling, None, str(error), origin)
+        return Measured(subject.sampling, None, origin)
 
 
 def _stored_profile(

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
 from torch import Tensor, nn
 
+from ..common.messages import Say
 from .measured import FALLBACK, SCHEDULER, Measured, fallback_grid
 from .solvers import DPMPP_2M
 
 MEASURED = "dizzydiff_measured"
 """Attribute of noise levels."""
+NOTHING_MEASURED = (
+    f"Nothing was measured of this model, so the scheduler {SCHEDULER} gives core's {FALLBACK} sigmas. Connect "
+    "the output model of Measure Stability."
+)
 
 
 def with_measured(model: Any, measured: Measured) -> Any:
@@ -32,23 +36,18 @@ def with_measured(model: Any, measured: Measured) -> Any:
     return model
 
 
-def sigmas(sampling: Any, steps: int, say: Callable[[str], None]) -> Tensor:
+def sigmas(sampling: Any, steps: int, say: Say) -> Tensor:
     """SIGMAS [steps + 1] for noise levels. A scheduler is not told the sampler: they are those of dpmpp_2m,
     which most samplers resemble most. Core's simple ones, with a word, where nothing was measured.
     """
     measured: Measured | None = getattr(sampling, MEASURED, None)
-    if measured is None:
-        say(
-            f"Nothing was measured of this model, so the scheduler {SCHEDULER} gives core's {FALLBACK} "
-            "sigmas. Connect the output model of Measure Stability."
-        )
-        return fallback_grid(sampling, steps).float()
-    if measured.linearized is None:
-        say(measured.origin)
-    return measured.sigmas(steps, 1.0, DPMPP_2M)
+    if measured is not None and measured.linearized is not None:
+        return measured.sigmas(steps, 1.0, DPMPP_2M)
+    say(NOTHING_MEASURED if measured is None else measured.origin)
+    return fallback_grid(sampling, steps).float()
 
 
-def register(say: Callable[[str], None]) -> None:
+def register(say: Say) -> None:
     """Into the lists of ComfyUI, in which other packs register theirs; once, however often it is called."""
     handler = functools.partial(sigmas, say=say)
     comfy.samplers.SCHEDULER_HANDLERS[SCHEDULER] = comfy.samplers.SchedulerHandler(handler)

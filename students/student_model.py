@@ -68,7 +68,7 @@ def takes_guidance(model: Any) -> bool:
         return True
     # A teacher of a layout that has the input may leave it at zero.
     layer = getattr(getattr(model.model.diffusion_model, "guidance_in", None), "out_layer", None)
-    return isinstance(layer, nn.Module) and any(bool(each.count_nonzero()) for each in layer.parameters())
+    return isinstance(layer, nn.Module) and any(bool(each.float().any()) for each in layer.parameters())
 
 
 def check_unguided(model: Any) -> None:

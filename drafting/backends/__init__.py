@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.messages import Say, inform
 from ..errors import MainDeviceOnly, Undraftable
-from ..messages import Say, inform
 from ..speculation import State
 from .base import Backend, Request
 from .batch import Batch

@@ -13,9 +13,9 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
+from ...common.messages import Say, warn
 from ..devices import DEVICES
 from ..errors import MainDeviceOnly, Undraftable
-from ..messages import Say, warn
 from ..speculation import State
 from ..verdicts import Verdict, Verdicts
 from .graph import MULTIGPU, POST_CFG, Watch, identity, watch

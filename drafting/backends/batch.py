@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...common.memory import is_out_of_memory
+from ...common.messages import inform
 from ..errors import Undraftable
-from ..messages import inform
 from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol

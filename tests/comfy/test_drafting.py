@@ -354,6 +354,7 @@ def test_auto_leaves_out_devices_for_which_a_model_has_no_copy_and_says_so(
     monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda: places)
     caplog.set_level("INFO")
     assert devices_of(spread(teacher, "auto", 0)) == 2
+    assert devices_of(spread(teacher, "auto", 1)) == 1 and "found no device" not in caplog.text
     model = teacher.clone()
     model.cached_patcher_init = None
     assert devices_of(spread(model, "auto", 0)) == 1

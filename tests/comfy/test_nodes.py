@@ -12,14 +12,20 @@ import pytest
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.nested_tensor import NestedTensor
 from comfy.ops import disable_weight_init
 from comfy.samplers import KSAMPLER
+from comfy_execution.utils import CurrentNodeContext
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_flux import FluxGuidance
 from safetensors.torch import load_file, save_file
+from server import PromptServer
 
 import nodes as core_nodes
 from dizzydiff.nodes.distill import DistillGuidance
 from dizzydiff.nodes.drafting import DraftRefineKSampler
+from dizzydiff.nodes.noise import SpinNoise
+from dizzydiff.nodes.notice import show_at_node
 from dizzydiff.nodes.students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 from dizzydiff.students import errors
 from dizzydiff.students.loader import Source, load_student
@@ -50,6 +56,32 @@ def test_pipeline_makes_pictures_that_depend_on_guidance(pipeline: str) -> None:
     weak, strong = picture(model, clip, vae, 1.0), picture(model, clip, vae, 8.0)
     assert weak.shape == (1, 64, 64, 3)
     assert (weak - strong).abs().max() > 1e-3
+
+
+def test_a_node_shows_all_that_it_says_and_the_next_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        def send_progress_text(self, text: str, node: str) -> None:
+            shown[node] = text
+
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(PromptServer, "instance", Server(), raising=False)
+    show_at_node("nobody runs")
+    for node in ("1", "2"):
+        with CurrentNodeContext("prompt", node):
+            for sentence in ("One.", "Two.", "One."):
+                show_at_node(f"{node}: {sentence}")
+    assert shown == {"1": "1: One.\n1: Two.", "2": "2: One.\n2: Two."}
+
+
+def test_spin_noise_begins_with_core_s_noise_and_turns_each_part_of_a_latent() -> None:
+    samples = NestedTensor((torch.zeros(3, 4, 8, 8), torch.zeros(3, 8, 16)))
+    turned = SpinNoise.execute(5, 6, 90.0).result[0].generate_noise({"samples": samples}).unbind()
+    single = NestedTensor([part[:1] for part in samples.unbind()])
+    first, last = (Noise_RandomNoise(seed).generate_noise({"samples": single}).unbind() for seed in (5, 6))
+    for part, one, other in zip(turned, first, last, strict=True):
+        assert torch.equal(part[:1], one)
+        torch.testing.assert_close(part[2:], other, atol=1e-6, rtol=0)
+        torch.testing.assert_close(part[1:2], (one + other) / 2**0.5, atol=1e-5, rtol=0)
 
 
 def test_a_student_that_is_sampled_with_cfg_says_so_and_a_teacher_does_not(

@@ -215,7 +215,7 @@ def test_a_model_that_reads_other_sigmas_of_the_run_gets_cores_and_is_sampled(
     latent = {"samples": torch.zeros(1, 64, 4, 4)}
     subject = Subject(network, condition, condition, 1.0, latent)
     measured = measured_once(subject, SMALL, Store(tmp_path), lambda made, of: None)
-    assert "depends on the other sigmas of the run" in measured.reason
+    assert "depends on the other sigmas of the run" in measured.origin
     sigmas = measured.sigmas(4, 1.0, DPMPP_2M)
     assert "MeanFlow" in caplog.text
     torch.testing.assert_close(sigmas, comfy.samplers.calculate_sigmas(subject.sampling, "simple", 4))

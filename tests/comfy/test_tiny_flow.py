@@ -78,6 +78,9 @@ def test_the_pack_and_core_load_the_same_predictions(file: Path) -> None:
 
 def test_its_guidance_input_counts_as_one_where_it_does_anything(file: Path, root: Path) -> None:
     assert takes_guidance(load_unet(Source(file, "tiny/flow")))
+    fp8 = load_unet(Source(file, "tiny/flow", "fp8_e4m3fn"))
+    assert fp8.model.diffusion_model.guidance_in.out_layer.weight.dtype == torch.float8_e4m3fn
+    assert takes_guidance(fp8)
     model, *_ = LoadPipeline.execute(pipeline.NAME).result
     assert not takes_guidance(model), "the teacher is sampled with CFG"
 

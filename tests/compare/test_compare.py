@@ -58,15 +58,22 @@ def test_equal_pictures_are_equal() -> None:
     assert psnr(x, x).isinf().all() and (deviation(x, x) == 0).all()
     torch.testing.assert_close(ssim(x, x), torch.ones(2))
     assert deviation(torch.zeros(1, 4), torch.zeros(1, 4)) == 0
-    assert Comparison(x, x).sentence() == "The pictures are equal (2 pictures)."
+    assert Comparison(x, x).sentence == "The pictures are equal (2 pictures)."
+
+
+def test_one_equal_pair_among_others_makes_no_batch_equal() -> None:
+    b = torch.full((2, 32, 32, 3), 0.5)
+    a = b.clone()
+    a[1] += 0.01
+    assert "PSNR 43.0 dB" in Comparison(a, b).sentence and "(over 2 pictures)" in Comparison(a, b).sentence
 
 
 def test_the_sentence_has_the_numbers() -> None:
     x = torch.full((1, 32, 32, 3), 0.5)
-    assert "PSNR 40.0 dB" in Comparison(x + 0.01, x).sentence()
-    assert "deviation 2.0e-02" in Comparison(x + 0.01, x).sentence()
+    assert "PSNR 40.0 dB" in Comparison(x + 0.01, x).sentence
+    assert "deviation 2.0e-02" in Comparison(x + 0.01, x).sentence
     of_latents = Comparison(x + 0.01, x, latent_deviation=torch.tensor([3e-3]))
-    assert "deviation of the latent 3.0e-03" in of_latents.sentence()
+    assert "deviation of the latent 3.0e-03" in of_latents.sentence
 
 
 def test_a_b_and_what_they_differ_by_stand_side_by_side() -> None:
@@ -97,7 +104,7 @@ class Decoder:
 def test_latents_are_decoded_and_measured_as_latents() -> None:
     x = torch.ones(2, 3, 8, 8)
     found = compared({"samples": 1.1 * x}, {"samples": x}, Decoder(), "", "")
-    torch.testing.assert_close(found.deviation, torch.full((2,), 0.1))
+    assert found.deviation == pytest.approx(0.1)
     assert found.a.shape == (2, 8, 8, 3)
     video = torch.ones(1, 3, 4, 8, 8)
     assert compared({"samples": video}, {"samples": video}, Decoder(), "", "").a.shape == (4, 8, 8, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a drafted picture has to say to its user: once in the log, and wherever else somebody listens."""
+"""What there is to say to the user: once in the log, and wherever else somebody listens."""
 
 from __future__ import annotations
 
