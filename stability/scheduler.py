@@ -20,8 +20,8 @@ from .solvers import DPMPP_2M
 MEASURED = "dizzydiff_measured"
 """Attribute of noise levels."""
 NOTHING_MEASURED = (
-    f"Nothing was measured of this model, so the scheduler {SCHEDULER} gives core's {FALLBACK} sigmas. Connect "
-    "the output model of Measure Stability."
+    f"Nothing was measured of this model, so the scheduler {SCHEDULER} gives core's {FALLBACK} sigmas. "
+    "Connect the output model of Measure Stability."
 )
 
 
