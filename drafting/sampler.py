@@ -146,6 +146,8 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         between = [n for n in range(len(sigmas)) if in_between(found.calls, n)]
         if found.stochastic or not between:
             raise Undraftable(f"{ALONE} a sampler that adds no noise and calls the model once a step")
+        if sigmas != sorted(sigmas, reverse=not found.rising):
+            raise Undraftable(f"{ALONE} sigmas that only fall, or only rise")
         return frozenset(n for n in between if backend.may_skip(*sigmas[n - 1 : n + 2]))
 
     def _noises(

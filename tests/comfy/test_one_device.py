@@ -10,8 +10,9 @@ import comfy.samplers
 import node_helpers
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
 
-from dizzydiff.drafting.sampler import Settings
+from dizzydiff.drafting.sampler import DraftRefine, Settings
 
 from .drafts import (
     TOLERANCE,
@@ -56,6 +57,22 @@ def test_what_gains_nothing_is_sampled_plainly_and_says_why(
     result, report = drafting(teacher, prompts, "cpu", inner, settings)
     assert report is None and why in caplog.text
     assert torch.equal(result, plain(teacher, prompts, inner))
+
+
+def test_a_run_that_rises_midway_is_sampled_plainly(
+    teacher: Any, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Predictions before and after the turn lie on two trajectories, and no curve leads through both."""
+    down = comfy.samplers.calculate_sigmas(teacher.get_model_object("model_sampling"), "karras", 20)
+    sigmas, latent = torch.cat([down[:14], down[10:]]), {"samples": torch.zeros(1, 4, 8, 8)}
+    euler = comfy.samplers.sampler_object("euler")
+
+    def sampled(sampler: Any) -> torch.Tensor:
+        result = SamplerCustom.execute(teacher, True, 7, 4.0, *prompts, sampler, sigmas, latent)
+        return result.result[0]["samples"]
+
+    assert torch.equal(sampled(DraftRefine(euler, Settings())), sampled(euler))
+    assert "only fall" in caplog.text
 
 
 def test_no_call_is_skipped_beside_which_a_prompt_begins_or_ends(teacher: Any, prompts: Prompts) -> None:
