@@ -159,13 +159,13 @@ def test_a_sampler_that_cannot_be_traced_gets_cores_sigmas(
 ) -> None:
     with pytest.raises(Untraceable):
         solver_of(sampler, sampling(False))
-    sigmas = Measured(sampling(False), model()).sigmas_of(sampler, 5, 1.0)
+    sigmas = Measured(sampling(False), model(), "measured here").sigmas_of(sampler, 5, 1.0)
     torch.testing.assert_close(sigmas, comfy.samplers.calculate_sigmas(sampling(False), "simple", 5))
     assert "no stability grid for this sampler" in caplog.text
 
 
 def test_a_connected_sampler_decides_the_grid() -> None:
-    measured = Measured(sampling(False), model())
+    measured = Measured(sampling(False), model(), "measured here")
     by_sampler = measured.sigmas_of(comfy.samplers.sampler_object("deis"), 5, 1.0)
     by_kind = measured.sigmas(5, 1.0, DPMPP_2M)
     assert (by_sampler.diff() < 0).all() and len(by_sampler) == 6
