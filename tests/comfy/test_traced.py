@@ -161,7 +161,7 @@ def test_a_sampler_that_cannot_be_traced_gets_cores_sigmas(
         solver_of(sampler, sampling(False))
     sigmas = Measured(sampling(False), model(), "measured here").sigmas_of(sampler, 5, 1.0)
     torch.testing.assert_close(sigmas, comfy.samplers.calculate_sigmas(sampling(False), "simple", 5))
-    assert "no stability grid for this sampler" in caplog.text
+    assert "No stability grid for this sampler" in caplog.text
 
 
 def test_a_connected_sampler_decides_the_grid() -> None:
