@@ -149,18 +149,46 @@ class Watched:
 @contextmanager
 def noted(calls: list[Call]) -> Iterator[None]:
     """While it lasts, every call of a sampler's model is written down, of whatever thread."""
-    import comfy.samplers
+    lock = threading.Lock()
 
-    kind = comfy.samplers.KSamplerX0Inpaint
-    original, lock = kind.__call__, threading.Lock()
-
-    def call(self: Any, x: Tensor, sigma: Tensor, *rest: Any, **arguments: Any) -> Tensor:
-        result = original(self, x, sigma, *rest, **arguments)
+    def note(self: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any], result: Tensor) -> Tensor:
         with lock:
             calls.append(
                 Call(threading.current_thread(), self, x.clone(), sigma.clone(), arguments, result.clone())
             )
         return result
+
+    with each_call(note):
+        yield
+
+
+@contextmanager
+def nudged(size: float) -> Iterator[None]:
+    """While it lasts, every prediction is off by ``size`` of its RMS, in a direction drawn for it."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def nudge(self: Any, x: Tensor, sigma: Tensor, arguments: dict[str, Any], result: Tensor) -> Tensor:
+        direction = torch.randn(result.shape, generator=generator).to(result)
+        return result + direction * (size * result.square().mean().sqrt())
+
+    with each_call(nudge):
+        yield
+
+
+@contextmanager
+def each_call(
+    then: Callable[[Any, Tensor, Tensor, dict[str, Any], Tensor], Tensor],
+) -> Iterator[None]:
+    """While it lasts, a sampler's model answers what ``then`` makes of model, x, sigma, arguments and its
+    answer.
+    """
+    import comfy.samplers
+
+    kind = comfy.samplers.KSamplerX0Inpaint
+    original = kind.__call__
+
+    def call(self: Any, x: Tensor, sigma: Tensor, *rest: Any, **arguments: Any) -> Tensor:
+        return then(self, x, sigma, arguments, original(self, x, sigma, *rest, **arguments))
 
     kind.__call__ = call
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import _core_nodes, families
 from ._compositions import Composition, compositions
 from ._core_nodes import LEFT_OUT, Lacking
-from ._drafted import PLACES, attempt, plain, quiet, spread, told
+from ._drafted import PLACES, attempt, nudged, plain, quiet, spread, told
 from ._sampling import levels, relative_rms
 from .networks.subject import Subject, make
 
@@ -95,11 +95,15 @@ def measure(subject: Subject, graph: Composition) -> Iterator[dict[str, Any]]:
         yield {**row, "place": "", "verdict": f"plain sampling crashes: {crash}"}
         return
     effect = relative_rms(reference, bare_picture(subject, graph.rows, graph.seed))
+    with nudged(TOLERANCE):
+        strayed, _ = plain(guider("one card"), graph.around(sampler), sigmas, latent, graph.seed)
+    straying = relative_rms(strayed, reference)
     for place in PLACES:
         trial = attempt(
             guider(place), sampler, sigmas, latent, reference, TOLERANCE, graph.around, graph.seed
         )
-        yield {**row, "place": place, "effect": effect, **families.judged(trial)}
+        judged = families.judged(trial, max(families.MARGIN * TOLERANCE, straying))
+        yield {**row, "place": place, "effect": effect, "nudged": straying, **judged}
 
 
 @functools.cache
@@ -122,8 +126,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{len({row['graph'] for row in rows})} graphs on {len(NETWORKS)} networks, {len(rows)} rows, "
         f"{sum('failed' in row for row in rows)} failed. Tolerance {TOLERANCE}, {STEPS} steps.",
         "",
-        "| graph | network | effect | " + " | ".join(PLACES) + " |",
-        "|---|---|---|" + "---|" * len(PLACES),
+        "| graph | network | effect | nudged | " + " | ".join(PLACES) + " |",
+        "|---|---|---|---|" + "---|" * len(PLACES),
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -131,10 +135,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for (graph, network), own in sorted(groups.items()):
         told_of = {row["place"]: cell(row) for row in own}
         shown = [told_of.get(place, "") for place in PLACES] if "" not in told_of else [told_of[""], "", ""]
-        effect = f"{own[0]['effect']:.1e}" if "effect" in own[0] else ""
-        lines.append(
-            f"| {graph} | {network} | {effect} | {' | '.join(each.replace('|', '/') for each in shown)} |"
-        )
+        numbers = [f"{own[0][name]:.1e}" if name in own[0] else "" for name in ("effect", "nudged")]
+        cells = [graph, network, *numbers, *(each.replace("|", "/") for each in shown)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

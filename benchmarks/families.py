@@ -99,12 +99,12 @@ def measure(subject: Subject, models: dict[str, Any], setting: Setting) -> Itera
         yield {**row, **judged(trial)}
 
 
-def judged(trial: Trial) -> dict[str, Any]:
+def judged(trial: Trial, allowed: float = MARGIN * TOLERANCE) -> dict[str, Any]:
     """The trial as columns of a row; ``failed`` says what must not be."""
     row = asdict(trial)
     if trial.crash:
         row["failed"] = "crash"
-    elif trial.silently_off(MARGIN * TOLERANCE):
+    elif trial.silently_off(allowed):
         row["failed"] = "silently off"
     elif trial.stands_aside and trial.deviation is not None and trial.deviation > MARGIN * TOLERANCE:
         row["failed"] = "off although it stands aside"
