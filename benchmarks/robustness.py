@@ -63,7 +63,12 @@ SOURCES: Mapping[str, list[tuple[str, int]]] = {
     "CLIP": [("DizzyDiffLoadPipeline", 1)],
     "CONDITIONING": [("CLIPTextEncode", 0), ("DizzyDiffStudentGuidance", 0), ("ConditioningZeroOut", 0)],
     "LATENT": [("EmptyLatentImage", 0), ("DizzyDiffGuidanceSweep", 1), ("DizzyDiffDraftRefineKSampler", 0)],
-    "SAMPLER": [("KSamplerSelect", 0), ("DizzyDiffStudentSampler", 0), ("DizzyDiffDraftRefine", 0)],
+    "SAMPLER": [
+        ("KSamplerSelect", 0),
+        ("DizzyDiffStudentSampler", 0),
+        ("DizzyDiffDraftRefine", 0),
+        ("DizzyDiffPoissonNoise", 1),
+    ],
     "SIGMAS": [("BasicScheduler", 0), ("DizzyDiffStabilityGrid", 0)],
     "STABILITY_PROFILE": [("DizzyDiffStabilityProfile", 0)],
     "IMAGE,LATENT": [("EmptyImage", 0)],

@@ -37,9 +37,9 @@ def own_noise(
     """The noise sampler that ``function`` makes for itself where it is given none.
 
     run(predict, x, sigmas): a run of ``function`` on a model whose predictions [2, ...] are predict(x,
-    sigma). Of those that k-diffusion has, in the function's own module first, the one whose noise its run
-    shows; a function that another pack replaced is asked as any other. Raises :class:`Undraftable` where none
-    does.
+    sigma). Of its ``make_noise_sampler(x, seed)``, if it has one, and those that k-diffusion has, in the
+    function's own module first, the one whose noise its run shows; a function that another pack replaced is
+    asked as any other. Raises :class:`Undraftable` where none does.
     """
     if not found.stochastic:
         return _never
@@ -85,6 +85,8 @@ def _combined(noise: NoiseSampler, found: Trace, m: int, sigmas: Tensor) -> Tens
 def _candidates(
     function: Callable[..., Tensor], x: Tensor, sigmas: Tensor, seed: int | None
 ) -> Iterator[Make]:
+    if (make := getattr(function, "make_noise_sampler", None)) is not None:
+        yield functools.partial(make, x, seed)
     low, high = sigmas[sigmas > 0].min(), sigmas.max()
     for names in (_globals_of(function), vars(k_diffusion)):
         default, brownian = names.get("default_noise_sampler"), names.get("BrownianTreeNoiseSampler")

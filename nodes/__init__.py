@@ -8,7 +8,7 @@ values that features pass to one another, and pictures of results; mathematics b
 from .compare import Compare
 from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
-from .noise import SpinNoise
+from .noise import PoissonNoise, SpinNoise
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
 
@@ -27,4 +27,5 @@ NODE_CLASSES = [
     StabilitySampler,
     Compare,
     SpinNoise,
+    PoissonNoise,
 ]

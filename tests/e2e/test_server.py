@@ -24,6 +24,7 @@ NODES = [
     "DizzyDiffGuidanceSweep",
     "DizzyDiffLoadPipeline",
     "DizzyDiffLoadStudent",
+    "DizzyDiffPoissonNoise",
     "DizzyDiffSpinNoise",
     "DizzyDiffStabilityGrid",
     "DizzyDiffStabilityProfile",
