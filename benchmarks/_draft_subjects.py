@@ -93,8 +93,14 @@ def mixture(name: str, model: DiagonalMixture, batch: bool = True) -> Subject:
     return Subject(name, sigmas, sample)
 
 
-def embedded(name: str, cfg: float, prompt: str = PROMPT, batch: bool = True) -> Subject:
-    """The embedded student (CFG 1, guidance 4) or its teacher, a row a seed."""
+def embedded(
+    name: str,
+    cfg: float,
+    prompt: str = PROMPT,
+    batch: bool = True,
+    patch: Callable[[Any], Any] = lambda model: model,
+) -> Subject:
+    """The embedded student (CFG 1, guidance 4) or its teacher, patched, a row a seed."""
     import comfy.sample
     import comfy.samplers
     import node_helpers
@@ -102,7 +108,7 @@ def embedded(name: str, cfg: float, prompt: str = PROMPT, batch: bool = True) ->
     from ..drafting.devices import spread
 
     model, clip, vae = pipeline_of(name)
-    model, channels = spread(model, "batch" if batch else "cpu", 0), vae.latent_channels
+    model, channels = spread(patch(model), "batch" if batch else "cpu", 0), vae.latent_channels
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
     positive = node_helpers.conditioning_set_values(positive, {"guidance": 4.0})
 

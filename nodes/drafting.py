@@ -48,7 +48,8 @@ def _mode() -> io.Combo.Input:
         options=list(MODES),
         default="verified",
         tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. "
-        "aggressive: drafts are always used. conservative: every second round evaluates one state.",
+        "aggressive: drafts are always used, and the picture may become another. conservative: so, but every "
+        "second round evaluates one state.",
     )
 
 
@@ -70,7 +71,8 @@ def _tolerance() -> io.Float.Input:
         max=1.0,
         step=0.001,
         round=0.0001,
-        tooltip="For verified: how far a draft may be off, relative to the picture. 0 samples step by step.",
+        tooltip="For verified: how far each prediction may be off, relative to what the model was trained on. "
+        "The picture is off by less, as a rule. 0 samples step by step.",
     )
 
 
