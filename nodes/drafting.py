@@ -17,7 +17,7 @@ from ..drafting.predictors import DRAFTS, DraftsName
 from ..drafting.report import Report
 from ..drafting.sampler import DraftRefine, Settings
 from . import inputs
-from .cfg import warn_of_cfg
+from .cfg import warn_of_guidance, warning_of_guidance
 from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/drafting"
@@ -126,7 +126,8 @@ class DraftDevices(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, devices: str, width: int) -> io.NodeOutput:
-        return io.NodeOutput(spread(model, devices, width, both(inform, show_at_node)))
+        spread_model = spread(model, devices, width, both(inform, show_at_node))
+        return io.NodeOutput(warning_of_guidance(spread_model))
 
 
 class DraftRefineSampler(io.ComfyNode):
@@ -236,7 +237,7 @@ class DraftRefineKSampler(io.ComfyNode):
             messages.append(sentence)
             show_at_node(sentence)
 
-        model = warn_of_cfg(model, cfg, both(warn, tell))
+        model = warn_of_guidance(model, cfg, positive, both(warn, tell))
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
             Settings(mode, width, tolerance),
