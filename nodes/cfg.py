@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The word for whoever guides a model the wrong way: a student with CFG, which is guided twice, or a model that
-takes no guidance by one, which has no effect.
+"""The word for whoever guides a model the wrong way: a student with CFG, which is guided twice, or by a
+guidance a model that takes none.
 """
 
 from collections.abc import Iterable, Iterator

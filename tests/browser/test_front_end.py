@@ -181,6 +181,25 @@ def test_the_template_browser_shows_every_workflow_with_its_picture(front_end: F
     front_end.settle()
 
 
+def test_a_graph_from_before_an_input_was_renamed_keeps_its_values(
+    front_end: FrontEnd, tmp_path: Path
+) -> None:
+    graph = json.loads(workflow("draft_refine").read_text(encoding="utf-8"))
+    values = {node["type"]: node["widgets_values"] for node in graph["nodes"]}
+    values["DizzyDiffDevices"][-1], values["DizzyDiffDraftRefineKSampler"][-2] = 2, 3
+    for node in graph["nodes"]:
+        if node["type"] in ("DizzyDiffDevices", "DizzyDiffDraftRefineKSampler"):
+            node["inputs"].append({"name": "width", "type": "INT", "widget": {"name": "width"}, "link": None})
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(graph), encoding="utf-8")
+
+    front_end.drop(file)
+    inputs = {node["class_type"]: node["inputs"] for node in front_end.prompt().values()}
+    assert inputs["DizzyDiffDevices"]["predictions_per_round"] == 2
+    assert inputs["DizzyDiffDraftRefineKSampler"]["predictions_per_round"] == 3
+    assert inputs["DizzyDiffDraftRefineKSampler"]["tolerance"] == 0.01
+
+
 @pytest.fixture
 def chinese(
     front_end: FrontEnd, comfy_server: Server, root: Path, request: pytest.FixtureRequest

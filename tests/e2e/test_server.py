@@ -200,6 +200,42 @@ def test_a_wrong_value_is_refused_at_its_node_before_anything_runs(
     assert str(value) in str(error) and said in str(error)
 
 
+def with_old_names(prompt: dict[str, Any], width: Any) -> dict[str, Any]:
+    """The prompt as it was when predictions_per_round was called width."""
+    for node in prompt.values():
+        if node["inputs"].pop("predictions_per_round", None) is not None:
+            node["inputs"]["width"] = width
+    return prompt
+
+
+def test_a_prompt_from_before_an_input_was_renamed_runs_as_it_did(comfy_server: Server, root: Path) -> None:
+    def rounds(prompt: dict[str, Any]) -> int:
+        for key in [key for key, node in prompt.items() if node["class_type"] == "PreviewImage"]:
+            del prompt[key]
+        (told,) = [
+            out["draft_refine"]
+            for out in comfy_server.run(prompt)["outputs"].values()
+            if "draft_refine" in out
+        ]
+        return told[0]["rounds"]
+
+    text = (root / "workflows" / "api" / "draft_refine.json").read_text(encoding="utf-8")
+    today, old = json.loads(text), with_old_names(json.loads(text), 2)
+    for node in today.values():
+        if "predictions_per_round" in node["inputs"]:
+            node["inputs"]["predictions_per_round"] = 2
+    assert rounds(old) == rounds(today) > rounds(json.loads(text))
+
+
+@pytest.mark.parametrize("width", [-1, 65, "two"])
+def test_a_wrong_value_by_an_old_name_is_refused(width: Any, comfy_server: Server, root: Path) -> None:
+    text = (root / "workflows" / "api" / "draft_refine.json").read_text(encoding="utf-8")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        comfy_server.request("/prompt", {"prompt": with_old_names(json.loads(text), width)})
+    answer = json.load(refused.value)
+    assert "width" in str(answer["node_errors"]) and "64" in str(answer["node_errors"])
+
+
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..\\..\\secrets.safetensors"])
 def test_a_path_out_of_the_models_folders_is_refused(name: str, comfy_server: Server) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
