@@ -10,6 +10,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..students import library
+from ..students.errors import StudentError
+from ..students.files import check_header
 from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
 from ..students.sampler import sample_student_native
@@ -43,6 +45,11 @@ def _roots(kind: str) -> list[Path]:
 def _student_folders() -> Mapping[str, Path]:
     pipelines = library.pipeline_unets(_roots("diffusers"), EMBEDDED)
     return {**library.lone_unets(_roots("diffusion_models")), **pipelines}
+
+
+def _path_of(student: str) -> Path:
+    roots = [root for kind in FILE_KINDS for root in _roots(kind)]
+    return library.find_student(student, _student_folders(), roots)
 
 
 class LoadStudent(io.ComfyNode):
@@ -89,6 +96,15 @@ class LoadStudent(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, student: str | None = None) -> bool | str:
+        try:
+            if student is not None and not (path := _path_of(student)).is_dir():
+                check_header(path)
+        except StudentError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         student: str,
@@ -96,9 +112,7 @@ class LoadStudent(io.ComfyNode):
         teacher: Any = None,
         students_in_memory: int = IN_MEMORY,
     ) -> io.NodeOutput:
-        roots = [root for kind in FILE_KINDS for root in _roots(kind)]
-        path = library.find_student(student, _student_folders(), roots)
-        source = Source(path, student, weight_dtype)
+        source = Source(_path_of(student), student, weight_dtype)
         return io.NodeOutput(warning_of_guidance(load_student(source, teacher, students_in_memory)))
 
 

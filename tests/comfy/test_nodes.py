@@ -410,7 +410,7 @@ BAD_FILES = {
         "not supported by your ComfyUI",
         lambda: edited(lambda w: w.update({"cfg_embedder.mlp": torch.zeros(1)})),
     ),
-    "leaving": (errors.OutsideModelsFolder, "list", lambda: "../../secret.safetensors"),
+    "leaving": (errors.OutsideModelsFolder, "Expected", lambda: "../../secret.safetensors"),
 }
 
 

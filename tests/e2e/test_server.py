@@ -132,18 +132,13 @@ def write_unguided(path: Path) -> None:
     )
 
 
-def write_text(path: Path) -> None:
-    path.write_text("this is no weights file", encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("write", "kind"),
     [
         (write_truncated, "dizzydiff.DamagedFile"),
         (write_unguided, "dizzydiff.NoGuidanceInput"),
-        (write_text, "dizzydiff.NotSafetensors"),
     ],
-    ids=["truncated", "unguided", "text"],
+    ids=["truncated", "unguided"],
 )
 def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
     write: Any, kind: str, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
@@ -183,6 +178,10 @@ def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
             "expected 0, or a share of the noise from 0.001 to 1",
         ),
         ("guided_student", "DizzyDiffStudentGuidance", "guidance", 101, "100"),
+        ("draft_refine", "DizzyDiffDevices", "devices", "cpu,,cpu", "a comma without a device"),
+        ("draft_refine", "DizzyDiffDevices", "devices", " ", "No devices are given"),
+        ("distil", "DizzyDiffDistillGuidance", "prompts", "\n ", "The list of prompts is empty"),
+        ("distil", "DizzyDiffDistillGuidance", "name", "../mine", "such as my_student"),
     ],
 )
 def test_a_wrong_value_is_refused_at_its_node_before_anything_runs(
@@ -195,9 +194,34 @@ def test_a_wrong_value_is_refused_at_its_node_before_anything_runs(
         comfy_server.request("/prompt", {"prompt": prompt})
     answer = json.load(refused.value)
     assert (refused.value.code, list(answer["node_errors"])) == (400, [key])
-    (error,) = answer["node_errors"][key]["errors"]
-    assert error["extra_info"]["input_name"] == name
-    assert str(value) in str(error) and said in str(error)
+    # Core repeats what a node says at each of the inputs that it checks together.
+    (error,) = [
+        each for each in answer["node_errors"][key]["errors"] if each["extra_info"]["input_name"] == name
+    ]
+    assert said in str(error) and (str(value).strip() in str(error))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x02}q\x00.", "this is a pickle"),
+        (b"this is no weights file", "not a safetensors file"),
+        (b"", "truncated or empty"),
+    ],
+    ids=["pickle", "text", "empty"],
+)
+def test_a_file_that_is_no_safetensors_is_refused_before_anything_runs(
+    content: bytes, said: str, comfy_server: Server, models: Path
+) -> None:
+    file = models / "diffusion_models" / "other.safetensors"
+    file.write_bytes(content)
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            comfy_server.request("/prompt", {"prompt": load_student(file.name)})
+    finally:
+        file.unlink()
+    (error,) = json.load(refused.value)["node_errors"]["1"]["errors"]
+    assert error["extra_info"]["input_name"] == "student" and said in error["details"]
 
 
 def with_old_names(prompt: dict[str, Any], width: Any) -> dict[str, Any]:
