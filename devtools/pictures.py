@@ -73,7 +73,7 @@ def thumbnail(name: str, saved: list[Image.Image], shown: list[Image.Image]) -> 
     if not saved:
         mark = spiral(300)
         image.paste(mark, (SIDE // 2 - 150, 30), mark)
-        words = name.split("_")
+        words = name.removeprefix("with_").split("_")
         for i, line in enumerate((" ".join(words[:2]), " ".join(words[2:]))):
             ImageDraw.Draw(image).text(
                 (SIDE // 2, 380 + 60 * i), line, INK, ImageFont.load_default(54), anchor="mm"

@@ -5,7 +5,7 @@ from typing import Any
 
 import comfy.samplers
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..common.messages import both, inform, warn
 from ..common.pictures import image_of, picture_of_text
@@ -222,11 +222,14 @@ class DraftRefineKSampler(io.ComfyNode):
         sampled = SamplerCustom.execute(
             model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         )
+        picture = picture_of(reports, messages)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        numbers = [report.numbers for report in reports]
         return io.NodeOutput(
             sampled.result[0],
-            picture_of(reports, messages),
+            picture,
             " ".join(messages),
-            ui={"text": messages, "draft_refine": [report.numbers for report in reports]},
+            ui={**shown, "text": messages, "draft_refine": numbers},
         )
 
 

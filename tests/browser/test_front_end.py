@@ -141,7 +141,7 @@ def test_a_nodes_help_opens_with_its_picture(front_end: FrontEnd) -> None:
 
 
 def test_missing_models_are_offered_for_download(front_end: FrontEnd) -> None:
-    path = workflow("lcm_dreamshaper")
+    path = workflow("with_lcm_dreamshaper")
     front_end.drop(path)
     front_end.open_errors()
     offered = front_end.page.get_by_test_id("properties-panel")
