@@ -150,7 +150,7 @@ class DraftRefineKSampler(io.ComfyNode):
                 inputs.model(),
                 inputs.seed(),
                 inputs.steps(28),
-                inputs.cfg(8.0),
+                inputs.cfg(),
                 inputs.sampler_name(),
                 inputs.scheduler(),
                 inputs.positive(),

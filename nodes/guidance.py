@@ -98,6 +98,12 @@ class GuidanceSweep(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(tooltip="The prompt with a scale for each row of the batch."),
                 io.Latent.Output(tooltip="The batch: one row a scale."),
+                io.String.Output(
+                    display_name="names",
+                    is_output_list=True,
+                    tooltip="A name for each row that says its scale: with Rebatch Images, the "
+                    "filename_prefix of Save Image.",
+                ),
             ],
         )
 
@@ -112,9 +118,11 @@ class GuidanceSweep(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning: list, latent: dict, scales: str) -> io.NodeOutput:
         values = parse_scales(scales)
+        rows = latent["samples"].shape[0]
         return io.NodeOutput(
             node_helpers.conditioning_set_values(conditioning, {"guidance": values}),
             repeat_rows(latent, len(values)),
+            [f"guidance_{g:g}" for g in values] * rows,
         )
 
 

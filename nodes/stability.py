@@ -51,7 +51,7 @@ class StabilityProfile(io.ComfyNode):
                 inputs.model(),
                 inputs.positive(),
                 inputs.negative(),
-                inputs.cfg(4.0),
+                inputs.cfg(),
                 io.Latent.Input(
                     "latent",
                     tooltip="Its size is what counts; its rows say how many probes a device evaluates at "
@@ -186,8 +186,8 @@ class StabilitySampler(io.ComfyNode):
                 inputs.model(),
                 inputs.seed(),
                 inputs.steps(PLOTTED_STEPS),
-                inputs.cfg(4.0),
-                inputs.sampler_name(DEFAULT_SOLVER.name),
+                inputs.cfg(),
+                inputs.sampler_name(),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.latent_image(),

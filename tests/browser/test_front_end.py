@@ -200,6 +200,38 @@ def test_a_graph_from_before_an_input_was_renamed_keeps_its_values(
     assert inputs["DizzyDiffDraftRefineKSampler"]["tolerance"] == 0.01
 
 
+def test_a_bypassed_sampler_leaves_nothing_dangling(front_end: FrontEnd) -> None:
+    """Its timeline needs no node that would miss it; the empty latent goes through."""
+    front_end.drop(workflow("draft_refine"))
+    front_end.select("DizzyDiffDraftRefineKSampler")
+    front_end.page.keyboard.press("Control+b")
+    kinds = [node["class_type"] for node in front_end.prompt().values()]
+    assert "DizzyDiffDraftRefineKSampler" not in kinds and "SaveImage" in kinds
+    front_end.run()
+    assert len(front_end.pictures("SaveImage")) == 4
+    expect(front_end.error()).to_be_hidden()
+
+
+def test_devices_and_sampler_draft_inside_a_subgraph(front_end: FrontEnd, comfy_server: Server) -> None:
+    front_end.drop(workflow("draft_refine"))
+    before = front_end.prompt()
+    front_end.page.evaluate("""() => {
+        const inside = ["DizzyDiffDevices", "DizzyDiffDraftRefineKSampler"]
+        app.canvas.selectItems(app.graph.nodes.filter(node => inside.includes(node.type)))
+        return app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph")
+    }""")
+    front_end.page.wait_for_function("app.graph.nodes.every(node => !node.type.startsWith('DizzyDiffD'))")
+    after = front_end.prompt()
+    assert sorted(node["class_type"] for node in after.values()) == sorted(
+        node["class_type"] for node in before.values()
+    )
+    (sampler,) = [key for key, node in after.items() if node["class_type"] == "DizzyDiffDraftRefineKSampler"]
+    front_end.run()
+    assert len(front_end.pictures("SaveImage")) == 4
+    newest = list(comfy_server.request("/history").values())[-1]
+    assert newest["outputs"][sampler]["draft_refine"][0]["rounds"] < 28
+
+
 @pytest.fixture
 def chinese(
     front_end: FrontEnd, comfy_server: Server, root: Path, request: pytest.FixtureRequest

@@ -177,7 +177,8 @@ def test_sweep_is_one_row_a_scale_with_the_same_noise(pipeline: str) -> None:
     model, clip, _ = LoadPipeline.execute(pipeline).result
     positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
     latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
-    swept, rows = GuidanceSweep.execute(positive, latent, "1, 2.5, 8").result
+    swept, rows, names = GuidanceSweep.execute(positive, latent, "1, 2.5, 8").result
+    assert names == ["guidance_1", "guidance_2.5", "guidance_8"]
     together = sample(model, swept, rows)
     apart = torch.cat(
         [sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 2.5, 8.0)]
@@ -191,7 +192,8 @@ def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
         "batch_index": [5, 9],
         "noise_mask": torch.arange(2.0).view(2, 1, 1).expand(2, 64, 64),
     }
-    _, rows = GuidanceSweep.execute([], latent, "1 2 3").result
+    _, rows, names = GuidanceSweep.execute([], latent, "1 2 3").result
+    assert names == ["guidance_1", "guidance_2", "guidance_3"] * 2
     assert rows["samples"][:, 0, 0, 0].tolist() == rows["noise_mask"][:, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert rows["batch_index"] == [5, 5, 5, 9, 9, 9]
 
@@ -278,7 +280,7 @@ def test_flux_goes_through_core_and_sweeps_too() -> None:
         ]
     ]
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
-    swept, rows = GuidanceSweep.execute(positive, latent, "1, 6").result
+    swept, rows, _ = GuidanceSweep.execute(positive, latent, "1, 6").result
     apart = torch.cat(
         [sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0)]
     )

@@ -66,7 +66,10 @@ def test_nothing_overlaps_and_every_node_stands_in_a_titled_group(graph: dict[st
 
 def test_a_note_explains_the_graph(graph: dict[str, Any]) -> None:
     (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
-    assert len(note["widgets_values"][0]) > 100
+    english, chinese = (
+        len(re.findall(letters, note["widgets_values"][0])) for letters in ("[a-z]", "[一-鿿]")
+    )
+    assert english > 100 and chinese > 50, "in both languages"
 
 
 def test_models_that_are_not_in_the_pack_come_with_their_download(graph: dict[str, Any]) -> None:
