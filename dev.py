@@ -100,6 +100,16 @@ def pictures(workshop: Workshop) -> int:
         )
 
 
+def templates(workshop: Workshop) -> int:
+    """Write workflows/with_* and their table in docs/models.md, from devtools/templates/presets.py."""
+    base = make_base(ROOT, workshop.scratch / "base")
+    log = workshop.scratch / "logs" / "templates.log"
+    with running(workshop.python, workshop.comfyui.path, base, ROOT / "output", log) as server:
+        return python_in(
+            workshop, str(ROOT / "devtools" / "templates" / "__main__.py"), server.address, str(ROOT)
+        )
+
+
 def bench(workshop: Workshop, name: str, quick: bool, json_file: Path) -> int:
     """Run benchmarks/NAME.py and write its rows."""
     runner = [str(ROOT / "benchmarks" / "__main__.py"), name, "--json", str(json_file.resolve())]
@@ -128,6 +138,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("test", help=f"{test.__doc__} Further arguments go to pytest.")
     commands.add_parser("serve", help=serve.__doc__)
     commands.add_parser("pictures", help=pictures.__doc__)
+    commands.add_parser("templates", help=templates.__doc__)
     benchmark = commands.add_parser("bench", help=bench.__doc__)
     benchmark.add_argument("name", metavar="NAME")
     benchmark.add_argument("--quick", action="store_true", help="fewer repeats, smaller sizes")
@@ -155,6 +166,8 @@ def main(arguments: list[str]) -> int:
                 return serve(workshop)
             case "pictures":
                 return pictures(workshop)
+            case "templates":
+                return templates(workshop)
             case "bench":
                 return bench(workshop, options.name, options.quick, options.json)
             case "tiny":

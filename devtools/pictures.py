@@ -66,27 +66,27 @@ def banner(width: int = 1260, height: int = 540) -> Image.Image:
 
 
 def thumbnail(name: str, saved: list[Image.Image], shown: list[Image.Image]) -> Image.Image:
-    """What a workflow makes: its pictures, and below them what else it shows; its name over the spiral where
+    """What a workflow makes: its pictures, and below them what it shows last; its name over the spiral where
     it made nothing here.
     """
     image = Image.new("RGB", (SIDE, SIDE), GROUND)
     if not saved:
         mark = spiral(300)
         image.paste(mark, (SIDE // 2 - 150, 30), mark)
-        words = name.split("_")
+        words = name.removeprefix("with_").split("_")
         for i, line in enumerate((" ".join(words[:2]), " ".join(words[2:]))):
             ImageDraw.Draw(image).text(
                 (SIDE // 2, 380 + 60 * i), line, INK, ImageFont.load_default(54), anchor="mm"
             )
         return image
-    below = min(SIDE // 2, SIDE * shown[0].height // shown[0].width) if shown else 0
+    below = min(SIDE // 2, SIDE * shown[-1].height // shown[-1].width) if shown else 0
     side = (SIDE - below) // 2
     for i, picture in enumerate(saved[:4]):
         place = (SIDE // 2 - side + i % 2 * side, i // 2 * side)
         image.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), place)
     if shown:
         image.paste(
-            shown[0].convert("RGB").resize((SIDE, below), Image.Resampling.LANCZOS), (0, SIDE - below)
+            shown[-1].convert("RGB").resize((SIDE, below), Image.Resampling.LANCZOS), (0, SIDE - below)
         )
     return image
 

@@ -106,6 +106,8 @@ def parse_devices(names: str) -> list[torch.device]:
     if not names.strip():
         raise BadDevices(f"No devices are given. {EXPECTED}")
     for name in (part.strip() for part in names.split(",")):
+        if not name:
+            raise BadDevices(f"{names!r} has a comma without a device beside it. {EXPECTED}")
         try:
             place = torch.device(name)
         except RuntimeError as error:

@@ -102,7 +102,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         """Raises :class:`Undraftable` or :class:`Untraceable`, x and sigmas being as they were."""
         started, settings = self._clock(), self.settings
         if settings.nothing_to_draft:
-            raise Undraftable("a width of 1 or a tolerance of 0 leaves nothing to draft")
+            raise Undraftable("one prediction per round, or a tolerance of 0, leaves nothing to draft")
         if call.options.get("s_churn"):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
         model_options = call.extra_args.get("model_options", {})
@@ -178,7 +178,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             self._warn(
                 f"this sampler arrived {report.largest_deviation:.1e} from a draft where "
                 f"{settings.tolerance:.1e} was allowed: it steps otherwise than a dry run of it does, so the "
-                "image is not the plain sampler's. Draw it with a width of 1."
+                "image is not the plain sampler's. Draw it with predictions_per_round at 1."
             )
         if self._on_report is not None:
             self._on_report(report)

@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..common.pictures import Font
 from .report import Report, ReportedCall
 
-CELL, GAP, MARGIN, LEGEND = 44, 4, 16, 64
-SMALLEST = 1024
-"""Least width of the picture, pixels."""
+CELL, GAP, MARGIN, LINE = 44, 4, 16, 26
+"""Pixels: of a state and between two, round the picture, and of a line of text."""
+WIDTH = 640
+"""Of the picture, which a node shows at half its size or more. Rounds that do not fit go on below."""
 INK, PAPER, ANCHOR, UNUSED = (30, 30, 36), (250, 250, 252), (92, 104, 124), (222, 224, 230)
 SCALE = ((1e-4, (38, 130, 142)), (1e-3, (94, 201, 98)), (1e-2, (253, 200, 60)), (1e-1, (214, 60, 60)))
 """Colours of deviations; between them, and beyond, on a logarithmic scale."""
@@ -58,30 +59,45 @@ def _rows(report: Report) -> tuple[list[str], list[list[tuple[int, ReportedCall]
 
 
 def draw(report: Report) -> Image.Image:
-    """RGB picture of a report."""
+    """RGB picture of a report, 640 pixels wide."""
     names, rounds = _rows(report)
-    font, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    font, small = ImageFont.load_default(20), ImageFont.load_default(17)
     left = MARGIN + max(int(font.getlength(name)) for name in names) + MARGIN
-    cell = max(CELL, (SMALLEST - left - MARGIN) // len(report.rounds))
-    cell = min(cell, 2 * CELL)
-    height = 2 * MARGIN + 28 + len(names) * CELL + LEGEND
-    size = (max(SMALLEST, left + cell * len(report.rounds) + MARGIN), height)
-    image = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(image)
-    title = f"{report.calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"
+    title = [f"{report.calls} predictions in {len(report.rounds)} rounds, {report.rejections} drafts dropped"]
     if report.interpolations:
-        title += f", {report.interpolations} calls skipped (between)"
-    pen.text((MARGIN, MARGIN - 4), title, INK, font)
-    top = MARGIN + 28
+        title.append(f"{report.interpolations} calls skipped (between)")
+    columns = max(1, (WIDTH - left - MARGIN) // CELL)
+    bands = [rounds[first : first + columns] for first in range(0, len(rounds), columns)]
+    band = len(names) * CELL + MARGIN
+    top = MARGIN + LINE * len(title)
+    legend = _legend(small)
+    image = Image.new("RGB", (WIDTH, top + band * len(bands) + LINE * len(legend) + MARGIN), PAPER)
+    pen = ImageDraw.Draw(image)
+    for row, text in enumerate(title):
+        pen.text((MARGIN, MARGIN - 4 + LINE * row), text, INK, font)
+    for number, part in enumerate(bands):
+        _band(pen, (left, top + number * band), names, part, (font, small))
+    for row, entries in enumerate(legend):
+        _entries(pen, top + band * len(bands) + LINE * row, entries, small)
+    return image
+
+
+def _band(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    names: list[str],
+    rounds: list[list[tuple[int, ReportedCall]]],
+    fonts: tuple[Font, Font],
+) -> None:
+    """Some rounds beside one another, and the names of their rows. corner: of the first round."""
+    left, top = corner
     for row, name in enumerate(names):
-        pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, font, anchor="lm")
+        pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, fonts[0], anchor="lm")
     for column, cells in enumerate(rounds):
         skips = any(state.interpolated for _, state in cells)
         for row, state in cells:
-            x, y = left + column * cell, top + row * CELL
-            _cell(pen, (x, y, x + cell - GAP, y + CELL - GAP), state, row == 0 and not skips, small)
-    _legend(pen, left, top + len(names) * CELL + MARGIN, small)
-    return image
+            x, y = left + column * CELL, top + row * CELL
+            _cell(pen, (x, y, x + CELL - GAP, y + CELL - GAP), state, row == 0 and not skips, fonts[1])
 
 
 def _cell(
@@ -99,17 +115,29 @@ def _cell(
         )
 
 
-def _legend(pen: ImageDraw.ImageDraw, left: int, top: int, font: Font) -> None:
-    entries = [("where the sampler stood", ANCHOR), ("not reached", UNUSED)]
-    entries += [(f"draft off by {value:g}", shade) for value, shade in SCALE]
-    x = left
+def _legend(font: Font) -> list[list[tuple[str, tuple[int, int, int] | None]]]:
+    """What each line says: words, and the colour that they explain."""
+    entries: list[tuple[str, tuple[int, int, int] | None]] = [("where the sampler stood", ANCHOR)]
+    entries += [("not reached", UNUSED), *((f"draft off by {value:g}", shade) for value, shade in SCALE)]
+    entries.append(("crossed out: too far off, dropped and drafted again", None))
+    lines: list[list[tuple[str, tuple[int, int, int] | None]]] = [[]]
+    for entry in entries:
+        if sum(_length(each, font) for each in (*lines[-1], entry)) > WIDTH - 2 * MARGIN:
+            lines.append([])
+        lines[-1].append(entry)
+    return lines
+
+
+def _length(entry: tuple[str, tuple[int, int, int] | None], font: Font) -> int:
+    return LINE + int(font.getlength(entry[0])) + MARGIN
+
+
+def _entries(
+    pen: ImageDraw.ImageDraw, top: int, entries: list[tuple[str, tuple[int, int, int] | None]], font: Font
+) -> None:
+    x = MARGIN
     for label, shade in entries:
-        pen.rounded_rectangle((x, top, x + 18, top + 18), 4, shade)
-        pen.text((x + 24, top + 9), label, INK, font, anchor="lm")
-        x += 24 + int(font.getlength(label)) + 18
-    pen.text(
-        (left, top + 28),
-        "crossed out: too far from where the sampler arrived, dropped and drafted again",
-        INK,
-        font,
-    )
+        if shade is not None:
+            pen.rounded_rectangle((x, top, x + 18, top + 18), 4, shade)
+        pen.text((x + (LINE if shade else 0), top + 9), label, INK, font, anchor="lm")
+        x += _length((label, shade), font)

@@ -8,9 +8,10 @@ values that features pass to one another, and pictures of results; mathematics b
 from .compare import Compare
 from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
+from .guidance import GuidanceSweep, StudentGuidance
 from .noise import PoissonNoise, SpinNoise
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
-from .students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
+from .students import LoadPipeline, LoadStudent, StudentSampler
 
 NODE_CLASSES = [
     LoadStudent,

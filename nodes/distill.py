@@ -17,10 +17,11 @@ from PIL import Image
 from ..common.pictures import image_of
 from ..students.distill import plot
 from ..students.distill.errors import UnsupportedTeacher
-from ..students.distill.plan import Plan
+from ..students.distill.plan import NO_PROMPTS, Plan
 from ..students.distill.run import Job, Running, distill
 from ..students.distill.several import distill_several
 from ..students.distill.training import Progress
+from ..students.errors import OutsideModelsFolder
 from ..students.guidance import HIGHEST_SCALE
 from ..students.library import inside
 from ..students.student_model import student_of, students_of
@@ -67,7 +68,20 @@ class DistillGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, g_min: float | None = 1.0, g_max: float | None = 8.0) -> bool | str:
+    def validate_inputs(
+        cls,
+        g_min: float | None = 1.0,
+        g_max: float | None = 8.0,
+        prompts: str | None = None,
+        name: str | None = None,
+    ) -> bool | str:
+        if prompts is not None and not prompts_in(prompts):
+            return NO_PROMPTS
+        try:
+            if name is not None:
+                student_path(name)
+        except OutsideModelsFolder as error:
+            return str(error)
         for name, value in (("g_min", g_min), ("g_max", g_max)):
             if (wrong := check_range(name, value, 0.0, HIGHEST_SCALE)) is not True:
                 return wrong
@@ -105,7 +119,7 @@ class DistillGuidance(io.ComfyNode):
         job = Job(
             teacher=model,
             teacher_name=type(model.model.model_config).__name__,
-            prompts=[line.strip() for line in prompts.splitlines() if line.strip()],
+            prompts=prompts_in(prompts),
             encode=lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)),
             shape=tuple(samples.shape[1:]),
             plan=Plan(
@@ -126,6 +140,11 @@ class DistillGuidance(io.ComfyNode):
             checkpointing=gradient_checkpointing,
         )
         return io.NodeOutput(*trained(job, students))
+
+
+def prompts_in(text: str) -> list[str]:
+    """One a line."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def latents_of(model: Any, latent: dict) -> torch.Tensor:
@@ -155,7 +174,8 @@ def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
 def student_path(name: str) -> Path:
     """Where a student of this name is, or is to be saved; raises OutsideModelsFolder."""
     roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    paths = [inside(root, name.strip().removesuffix(SUFFIX) + SUFFIX) for root in roots]
+    stem = name.strip().removesuffix(SUFFIX)
+    paths = [inside(root, stem and stem + SUFFIX) for root in roots]
     own = [path for root, path in zip(roots, paths, strict=True) if root.name == FOLDER]
     begun = [path for path in paths if os.path.isfile(path)]  # False for names that no file can have
     return [*begun, *own, *paths][0]

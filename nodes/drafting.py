@@ -5,75 +5,23 @@ from typing import Any
 
 import comfy.samplers
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..common.messages import both, inform, warn
 from ..common.pictures import image_of, picture_of_text
 from ..drafting import timeline
 from ..drafting.devices import parse_devices, spread
 from ..drafting.errors import BadDevices
-from ..drafting.policies import MODES, Mode
+from ..drafting.policies import Mode
 from ..drafting.predictors import DRAFTS, DraftsName
 from ..drafting.report import Report
 from ..drafting.sampler import DraftRefine, Settings
-from . import inputs
-from .cfg import warn_of_cfg
+from . import drafting_inputs, inputs
+from .cfg import warn_of_guidance, warning_of_guidance
+from .drafting_inputs import check_old_name, of_either_name
 from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/drafting"
-TOLERANCE = 0.01
-FASTER = [
-    "faster",
-    "speed up",
-    "accelerate",
-    "multi gpu",
-    "multigpu",
-    "dual gpu",
-    "two gpus",
-    "parallel",
-    "draft",
-    "speculative",
-    "加速",
-    "提速",
-    "并行",
-    "多卡",
-    "多显卡",
-]
-"""What users search who want their sampler to be faster."""
-
-
-def _mode() -> io.Combo.Input:
-    return io.Combo.Input(
-        "mode",
-        options=list(MODES),
-        default="verified",
-        tooltip="verified: a draft too far from where the sampler arrives is dropped and drafted again. "
-        "aggressive: drafts are always used, and the picture may become another. conservative: so, but every "
-        "second round evaluates one state.",
-    )
-
-
-def _width() -> io.Int.Input:
-    return io.Int.Input(
-        "width",
-        default=0,
-        min=0,
-        max=64,
-        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch.",
-    )
-
-
-def _tolerance() -> io.Float.Input:
-    return io.Float.Input(
-        "tolerance",
-        default=TOLERANCE,
-        min=0.0,
-        max=1.0,
-        step=0.001,
-        round=0.0001,
-        tooltip="For verified: how far each prediction may be off, relative to what the model was trained on. "
-        "The picture is off by less, as a rule. 0 samples step by step.",
-    )
 
 
 class DraftDevices(io.ComfyNode):
@@ -108,8 +56,11 @@ class DraftDevices(io.ComfyNode):
                     "batch: several states at a time on one device, where nothing in the graph stands "
                     "against it. Or a list such as: cuda:0, cuda:1",
                 ),
-                _width(),
+                drafting_inputs.predictions_per_round(
+                    "Evaluated at the same time. 0: as many as there are devices, or 4 in a batch."
+                ),
             ],
+            accept_all_inputs=True,
             outputs=[
                 io.Model.Output(
                     tooltip="The model, for the draft-refine samplers. Others sample it as before."
@@ -118,17 +69,21 @@ class DraftDevices(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, devices: str | None = "auto") -> bool | str:
+    def validate_inputs(cls, devices: str | None = "auto", width: int | None = 0) -> bool | str:
         try:
             if devices is not None and devices.strip().lower() not in ("auto", "batch"):
                 parse_devices(devices)
         except BadDevices as error:
             return str(error)
-        return True
+        return check_old_name(width)
 
     @classmethod
-    def execute(cls, model: Any, devices: str, width: int) -> io.NodeOutput:
-        return io.NodeOutput(spread(model, devices, width, both(inform, show_at_node)))
+    def execute(
+        cls, model: Any, devices: str, predictions_per_round: int = 0, **others: Any
+    ) -> io.NodeOutput:
+        width = of_either_name(predictions_per_round, others)
+        spread_model = spread(model, devices, width, both(inform, show_at_node))
+        return io.NodeOutput(warning_of_guidance(spread_model))
 
 
 class DraftRefineSampler(io.ComfyNode):
@@ -141,28 +96,41 @@ class DraftRefineSampler(io.ComfyNode):
             description="Makes any sampler work on several predictions at once: it drafts the next states, "
             "evaluates them in parallel, and refines. Put Draft Devices before the guider; on one "
             "device without it, up to every second model call is skipped and interpolated.",
-            search_aliases=FASTER,
+            search_aliases=drafting_inputs.FASTER,
             inputs=[
                 io.Sampler.Input("sampler", tooltip="From KSamplerSelect or any node that gives a SAMPLER."),
-                _mode(),
-                _width(),
-                _tolerance(),
+                drafting_inputs.mode(),
+                drafting_inputs.of_this_sampler(),
+                drafting_inputs.tolerance(),
                 io.Combo.Input(
                     "drafts",
                     options=list(DRAFTS),
                     default=next(iter(DRAFTS)),
+                    optional=True,
                     advanced=True,
                     tooltip="extrapolated: follows the trend of the last predictions. frozen: holds the "
                     "last one.",
                 ),
             ],
+            accept_all_inputs=True,
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
+    def validate_inputs(cls, width: int | None = 0) -> bool | str:
+        return check_old_name(width)
+
+    @classmethod
     def execute(
-        cls, sampler: Any, mode: Mode, width: int, tolerance: float, drafts: DraftsName = "extrapolated"
+        cls,
+        sampler: Any,
+        mode: Mode,
+        predictions_per_round: int = 0,
+        tolerance: float = drafting_inputs.TOLERANCE,
+        drafts: DraftsName = "extrapolated",
+        **others: Any,
     ) -> io.NodeOutput:
+        width = of_either_name(predictions_per_round, others)
         settings = Settings(mode, width, tolerance, drafts)
         return io.NodeOutput(DraftRefine(sampler, settings, on_message=show_at_node))
 
@@ -177,22 +145,23 @@ class DraftRefineKSampler(io.ComfyNode):
             description="KSampler in a fraction of the rounds, on several devices or in batches on one, with "
             "Draft Devices before it; or with fewer calls on one device. The second output shows what was "
             "evaluated when, and how far each draft was off.",
-            search_aliases=["ksampler", "timeline", *FASTER],
+            search_aliases=["ksampler", "timeline", *drafting_inputs.FASTER],
             inputs=[
                 inputs.model(),
                 inputs.seed(),
                 inputs.steps(28),
-                inputs.cfg(8.0),
+                inputs.cfg(),
                 inputs.sampler_name(),
                 inputs.scheduler(),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.latent_image(),
                 inputs.denoise(),
-                _mode(),
-                _width(),
-                _tolerance(),
+                drafting_inputs.mode(),
+                drafting_inputs.of_this_sampler(),
+                drafting_inputs.tolerance(),
             ],
+            accept_all_inputs=True,
             outputs=[
                 io.Latent.Output(tooltip="What KSampler would give, within the tolerance."),
                 io.Image.Output(
@@ -209,8 +178,9 @@ class DraftRefineKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, denoise: float | None = 1.0) -> bool | str:
-        return inputs.check_denoise(denoise)
+    def validate_inputs(cls, denoise: float | None = 1.0, width: int | None = 0) -> bool | str:
+        old = check_old_name(width)
+        return inputs.check_denoise(denoise) if old is True else old
 
     @classmethod
     def execute(
@@ -226,8 +196,9 @@ class DraftRefineKSampler(io.ComfyNode):
         latent_image: dict,
         denoise: float,
         mode: Mode,
-        width: int,
-        tolerance: float,
+        predictions_per_round: int = 0,
+        tolerance: float = drafting_inputs.TOLERANCE,
+        **others: Any,
     ) -> io.NodeOutput:
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
@@ -238,10 +209,10 @@ class DraftRefineKSampler(io.ComfyNode):
             messages.append(sentence)
             show_at_node(sentence)
 
-        model = warn_of_cfg(model, cfg, both(warn, tell))
+        model = warn_of_guidance(model, cfg, positive, both(warn, tell))
         sampler = DraftRefine(
             comfy.samplers.sampler_object(sampler_name),
-            Settings(mode, width, tolerance),
+            Settings(mode, of_either_name(predictions_per_round, others), tolerance),
             on_report=reports.append,
             on_message=tell,
         )
@@ -251,11 +222,14 @@ class DraftRefineKSampler(io.ComfyNode):
         sampled = SamplerCustom.execute(
             model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         )
+        picture = picture_of(reports, messages)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        numbers = [report.numbers for report in reports]
         return io.NodeOutput(
             sampled.result[0],
-            picture_of(reports, messages),
+            picture,
             " ".join(messages),
-            ui={"text": messages, "draft_refine": [report.numbers for report in reports]},
+            ui={**shown, "text": messages, "draft_refine": numbers},
         )
 
 

@@ -24,10 +24,10 @@ def steps(default: int) -> io.Int.Input:
     return io.Int.Input("steps", default=default, min=1, max=10000, tooltip="Steps of the sampler.")
 
 
-def cfg(default: float) -> io.Float.Input:
+def cfg() -> io.Float.Input:
     return io.Float.Input(
         "cfg",
-        default=default,
+        default=4.0,
         min=0.0,
         max=100.0,
         step=0.1,
@@ -37,11 +37,11 @@ def cfg(default: float) -> io.Float.Input:
     )
 
 
-def sampler_name(default: str | None = None) -> io.Combo.Input:
+def sampler_name() -> io.Combo.Input:
     return io.Combo.Input(
         "sampler_name",
         options=comfy.samplers.SAMPLER_NAMES,
-        default=default,
+        default="dpmpp_2m",
         tooltip="Any sampler of ComfyUI.",
     )
 

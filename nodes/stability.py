@@ -23,7 +23,7 @@ from ..stability.solvers import DPMPP_2M, SOLVERS
 from ..stability.store import Store
 from ..stability.subject import Subject
 from . import inputs
-from .cfg import warn_of_cfg
+from .cfg import warn_of_guidance, without_warning
 from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/stability"
@@ -51,7 +51,7 @@ class StabilityProfile(io.ComfyNode):
                 inputs.model(),
                 inputs.positive(),
                 inputs.negative(),
-                inputs.cfg(4.0),
+                inputs.cfg(),
                 io.Latent.Input(
                     "latent",
                     tooltip="Its size is what counts; its rows say how many probes a device evaluates at "
@@ -186,8 +186,8 @@ class StabilitySampler(io.ComfyNode):
                 inputs.model(),
                 inputs.seed(),
                 inputs.steps(PLOTTED_STEPS),
-                inputs.cfg(4.0),
-                inputs.sampler_name(DEFAULT_SOLVER.name),
+                inputs.cfg(),
+                inputs.sampler_name(),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.latent_image(),
@@ -219,7 +219,7 @@ class StabilitySampler(io.ComfyNode):
         measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
         sampler = comfy.samplers.sampler_object(sampler_name)
         sigmas = measured.sigmas_of(sampler, steps, denoise, say=say)
-        model = warn_of_cfg(model, cfg, say)
+        model = warn_of_guidance(model, cfg, positive, say)
         sampled = SamplerCustom.execute(
             model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
         )
@@ -251,7 +251,10 @@ def measure(subject: Subject, effort: Effort) -> Measured:
     gave the model.
     """
     subject = replace(
-        subject, devices=devices_of(subject.model), predict=RowsOnDevices(both(inform, show_at_node))
+        subject,
+        model=without_warning(subject.model),
+        devices=devices_of(subject.model),
+        predict=RowsOnDevices(both(inform, show_at_node)),
     )
     bar = comfy.utils.ProgressBar(1)
 

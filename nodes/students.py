@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guided students: load one, choose its guidance, sample it."""
+"""Guided students: load one, sample it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,19 +7,17 @@ from typing import Any
 
 import comfy.samplers
 import folder_paths
-import node_helpers
-import torch
 from comfy_api.latest import io
 
 from ..students import library
-from ..students.errors import BadScales
-from ..students.guidance import parse_scales, scales_tensor
+from ..students.errors import StudentError
+from ..students.files import check_header
 from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
 from ..students.sampler import sample_student_native
 from ..students.student_model import IN_MEMORY, load_student
 from ..tiny.flow import pipeline as flow
-from .cfg import warning_of_cfg
+from .cfg import warning_of_guidance
 from .inputs import check_range
 
 CATEGORY = "DizzyDiff/students"
@@ -47,6 +45,11 @@ def _roots(kind: str) -> list[Path]:
 def _student_folders() -> Mapping[str, Path]:
     pipelines = library.pipeline_unets(_roots("diffusers"), EMBEDDED)
     return {**library.lone_unets(_roots("diffusion_models")), **pipelines}
+
+
+def _path_of(student: str) -> Path:
+    roots = [root for kind in FILE_KINDS for root in _roots(kind)]
+    return library.find_student(student, _student_folders(), roots)
 
 
 class LoadStudent(io.ComfyNode):
@@ -93,6 +96,15 @@ class LoadStudent(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, student: str | None = None) -> bool | str:
+        try:
+            if student is not None and not (path := _path_of(student)).is_dir():
+                check_header(path)
+        except StudentError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         student: str,
@@ -100,10 +112,8 @@ class LoadStudent(io.ComfyNode):
         teacher: Any = None,
         students_in_memory: int = IN_MEMORY,
     ) -> io.NodeOutput:
-        roots = [root for kind in FILE_KINDS for root in _roots(kind)]
-        path = library.find_student(student, _student_folders(), roots)
-        source = Source(path, student, weight_dtype)
-        return io.NodeOutput(warning_of_cfg(load_student(source, teacher, students_in_memory)))
+        source = Source(_path_of(student), student, weight_dtype)
+        return io.NodeOutput(warning_of_guidance(load_student(source, teacher, students_in_memory)))
 
 
 class LoadPipeline(io.ComfyNode):
@@ -144,122 +154,14 @@ class LoadPipeline(io.ComfyNode):
     @classmethod
     def execute(cls, pipeline: str) -> io.NodeOutput:
         if pipeline == flow.NAME:
-            return io.NodeOutput(*flow.load(EMBEDDED, folder_paths.get_folder_paths("embeddings")))
+            model, clip, vae = flow.load(EMBEDDED, folder_paths.get_folder_paths("embeddings"))
+            return io.NodeOutput(warning_of_guidance(model), clip, vae)
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
         return io.NodeOutput(
-            warning_of_cfg(load_unet(Source(unet, pipeline))),
+            warning_of_guidance(load_unet(Source(unet, pipeline))),
             load_clip(unet.parent, folder_paths.get_folder_paths("embeddings")),
             load_vae(unet.parent),
         )
-
-
-class StudentGuidance(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DizzyDiffStudentGuidance",
-            display_name="Student Guidance",
-            category=CATEGORY,
-            description="Sets the guidance scale of a guided student, on the CFG scale: 1 is no guidance.",
-            search_aliases=["guidance distilled", "cfg", "flux guidance", "guidance scale", "引导强度"],
-            inputs=[
-                io.Conditioning.Input("conditioning", tooltip="The positive prompt."),
-                io.Float.Input(
-                    "guidance",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.001,
-                    tooltip="As the CFG of an ordinary model. Outside the range the student was trained for, "
-                    "a warning is logged.",
-                ),
-                io.Float.Input(
-                    "second_guidance",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="For students with two guidance signals; others ignore it.",
-                ),
-            ],
-            outputs=[io.Conditioning.Output(tooltip="The prompt, with its guidance.")],
-        )
-
-    @classmethod
-    def execute(
-        cls, conditioning: list, guidance: float, second_guidance: float | None = None
-    ) -> io.NodeOutput:
-        for given in (guidance, second_guidance):
-            scales_tensor(given, guidance)
-        values = {
-            "guidance": guidance,
-            **({} if second_guidance is None else {"guidance_2": second_guidance}),
-        }
-        return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, values))
-
-
-class GuidanceSweep(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DizzyDiffGuidanceSweep",
-            display_name="Guidance Sweep",
-            category=CATEGORY,
-            description="One batch, many guidance scales, the same noise: compare them in a single run of a "
-            "guided student.",
-            search_aliases=["xy plot", "cfg", "compare guidance", "guidance distilled", "batch"],
-            inputs=[
-                io.Conditioning.Input("conditioning", tooltip="The positive prompt."),
-                io.Latent.Input(
-                    "latent",
-                    tooltip="Each of its images is repeated once a scale, with its mask and its noise.",
-                ),
-                io.String.Input(
-                    "scales",
-                    default="1, 2, 4, 8",
-                    tooltip="Guidance scales from 0 to 100, separated by commas.",
-                ),
-            ],
-            outputs=[
-                io.Conditioning.Output(tooltip="The prompt with a scale for each row of the batch."),
-                io.Latent.Output(tooltip="The batch: one row a scale."),
-            ],
-        )
-
-    @classmethod
-    def validate_inputs(cls, scales: str | None = "1") -> bool | str:
-        try:
-            parse_scales("1" if scales is None else scales)
-        except BadScales as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def execute(cls, conditioning: list, latent: dict, scales: str) -> io.NodeOutput:
-        values = parse_scales(scales)
-        return io.NodeOutput(
-            node_helpers.conditioning_set_values(conditioning, {"guidance": values}),
-            repeat_rows(latent, len(values)),
-        )
-
-
-def repeat_rows(latent: dict, n: int) -> dict:
-    """Every row n times in a row, each copy with the noise of its original (``batch_index``)."""
-    samples: torch.Tensor = latent["samples"]
-    index = latent.get("batch_index", range(samples.shape[0]))
-    repeated = {
-        **latent,
-        "samples": samples.repeat_interleave(n, dim=0),
-        "batch_index": [i for i in index for _ in range(n)],
-    }
-    mask = latent.get("noise_mask")
-    if mask is not None and mask.shape[0] == samples.shape[0]:
-        repeated["noise_mask"] = mask.repeat_interleave(n, dim=0)
-    return repeated
 
 
 class StudentSampler(io.ComfyNode):

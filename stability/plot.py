@@ -17,8 +17,10 @@ from . import curves
 from .linearized import LinearizedModel
 from .solvers import Solver
 
-WIDTH, PANEL, ROW, LEFT, RIGHT, TOP, FOOT = 1024, 250, 44, 150, 30, 40, 60
+WIDTH, PANEL, ROW, LEFT, RIGHT, TOP, FOOT = 640, 200, 40, 110, 20, 62, 60
 """Pixels: of the picture, a panel's height, a row of points, and the margins of each."""
+TITLE = 28
+"""From a panel's curve names up to its title, pixels."""
 INK, PALE = (30, 30, 30), (222, 222, 222)
 COLOURS = ((0, 90, 181), (220, 50, 32), (26, 133, 80), (140, 80, 160))
 TEXT_SIZE = 18
@@ -47,7 +49,7 @@ class _Page:
 
 
 def draw(model: LinearizedModel, solver: Solver, grids: Mapping[str, Tensor]) -> Image.Image:
-    """1024 pixels wide. grids: name -> sigmas, from top to bottom."""
+    """640 pixels wide, to be read in a node. grids: name -> sigmas, from top to bottom."""
     panels = [
         (
             "stability, per unit of sigma",
@@ -85,10 +87,10 @@ def _panel(page: _Page, top: int, title: str, sigmas: Tensor, lines: Sequence[Cu
         page.pen.line([(LEFT, y(value)), (WIDTH - RIGHT, y(value))], PALE)
         page.text(LEFT - 10, y(value), f"{value:g}", INK, "rm")
     page.pen.rectangle([LEFT, top, WIDTH - RIGHT, top + PANEL], outline=INK)
-    page.text(LEFT, top - 6, title, INK, "lb")
+    page.text(LEFT, top - 6 - TITLE, title, INK, "lb")
     right = WIDTH - RIGHT
     for curve, colour in reversed(list(zip(lines, COLOURS, strict=False))):
-        page.text(right, top - 6, curve.name, colour, "rb")
+        page.text(right, top - 10, curve.name, colour, "rs")
         right -= int(page.pen.textlength(curve.name, page.font)) + 24
         run: list[tuple[float, float]] = []
         for sigma, value in zip(sigmas.tolist(), curve.y.tolist(), strict=True):

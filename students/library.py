@@ -17,7 +17,9 @@ EMBEDDED = "tiny"
 def inside(root: Path, name: str) -> Path:
     """root/name. Raises OutsideModelsFolder for names that are absolute or climb out of root."""
     if not name or name.startswith(("/", "\\")) or ":" in name or ".." in re.split(r"[/\\]", name):
-        raise OutsideModelsFolder(f"{name!r} is not a name inside {root}. Choose one from the list.")
+        raise OutsideModelsFolder(
+            f"{name!r} is not a name inside {root}. Expected one without a drive or .., such as my_student."
+        )
     return root / name
 
 

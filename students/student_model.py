@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -69,6 +70,16 @@ def takes_guidance(model: Any) -> bool:
     # A teacher of a layout that has the input may leave it at zero.
     layer = getattr(getattr(model.model.diffusion_model, "guidance_in", None), "out_layer", None)
     return isinstance(layer, nn.Module) and any(bool(each.float().any()) for each in layer.parameters())
+
+
+def ignores_guidance(model: Any) -> bool:
+    """Whether a guidance in the conditioning has no effect on a MODEL."""
+    if takes_guidance(model):
+        return False
+    network = model.model.diffusion_model
+    # Of networks with the layer, takes_guidance has asked; one without may use guidance otherwise.
+    named = "guidance" in inspect.signature(network.forward).parameters
+    return not named or hasattr(network, "guidance_in")
 
 
 def check_unguided(model: Any) -> None:

@@ -24,7 +24,7 @@ class OneDevice(Backend):
         if request.wish.get("batch", False):
             return Batch.refusal(request)
         if request.states_a_round == 1:
-            return Undraftable("a width of 1 leaves nothing to draft")
+            return Undraftable("one prediction per round leaves nothing to draft")
         if (who := foreign(request.model, request.options)) is not None:
             return Undraftable(f"there is one device, and {who} may act at single steps, so none is skipped")
         return None

@@ -141,7 +141,7 @@ def test_a_nodes_help_opens_with_its_picture(front_end: FrontEnd) -> None:
 
 
 def test_missing_models_are_offered_for_download(front_end: FrontEnd) -> None:
-    path = workflow("lcm_dreamshaper")
+    path = workflow("with_lcm_dreamshaper")
     front_end.drop(path)
     front_end.open_errors()
     offered = front_end.page.get_by_test_id("properties-panel")
@@ -179,6 +179,57 @@ def test_the_template_browser_shows_every_workflow_with_its_picture(front_end: F
         )
         assert picture[0] == 512 and not picture[1].endswith("default-template.png"), path.stem
     front_end.settle()
+
+
+def test_a_graph_from_before_an_input_was_renamed_keeps_its_values(
+    front_end: FrontEnd, tmp_path: Path
+) -> None:
+    graph = json.loads(workflow("draft_refine").read_text(encoding="utf-8"))
+    values = {node["type"]: node["widgets_values"] for node in graph["nodes"]}
+    values["DizzyDiffDevices"][-1], values["DizzyDiffDraftRefineKSampler"][-2] = 2, 3
+    for node in graph["nodes"]:
+        if node["type"] in ("DizzyDiffDevices", "DizzyDiffDraftRefineKSampler"):
+            node["inputs"].append({"name": "width", "type": "INT", "widget": {"name": "width"}, "link": None})
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(graph), encoding="utf-8")
+
+    front_end.drop(file)
+    inputs = {node["class_type"]: node["inputs"] for node in front_end.prompt().values()}
+    assert inputs["DizzyDiffDevices"]["predictions_per_round"] == 2
+    assert inputs["DizzyDiffDraftRefineKSampler"]["predictions_per_round"] == 3
+    assert inputs["DizzyDiffDraftRefineKSampler"]["tolerance"] == 0.01
+
+
+def test_a_bypassed_sampler_leaves_nothing_dangling(front_end: FrontEnd) -> None:
+    """Its timeline needs no node that would miss it; the empty latent goes through."""
+    front_end.drop(workflow("draft_refine"))
+    front_end.select("DizzyDiffDraftRefineKSampler")
+    front_end.page.keyboard.press("Control+b")
+    kinds = [node["class_type"] for node in front_end.prompt().values()]
+    assert "DizzyDiffDraftRefineKSampler" not in kinds and "SaveImage" in kinds
+    front_end.run()
+    assert len(front_end.pictures("SaveImage")) == 4
+    expect(front_end.error()).to_be_hidden()
+
+
+def test_devices_and_sampler_draft_inside_a_subgraph(front_end: FrontEnd, comfy_server: Server) -> None:
+    front_end.drop(workflow("draft_refine"))
+    before = front_end.prompt()
+    front_end.page.evaluate("""() => {
+        const inside = ["DizzyDiffDevices", "DizzyDiffDraftRefineKSampler"]
+        app.canvas.selectItems(app.graph.nodes.filter(node => inside.includes(node.type)))
+        return app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph")
+    }""")
+    front_end.page.wait_for_function("app.graph.nodes.every(node => !node.type.startsWith('DizzyDiffD'))")
+    after = front_end.prompt()
+    assert sorted(node["class_type"] for node in after.values()) == sorted(
+        node["class_type"] for node in before.values()
+    )
+    (sampler,) = [key for key, node in after.items() if node["class_type"] == "DizzyDiffDraftRefineKSampler"]
+    front_end.run()
+    assert len(front_end.pictures("SaveImage")) == 4
+    newest = list(comfy_server.request("/history").values())[-1]
+    assert newest["outputs"][sampler]["draft_refine"][0]["rounds"] < 28
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.nested_tensor import NestedTensor
 from comfy.ops import disable_weight_init
 from comfy.samplers import KSAMPLER
+from comfy.sd import load_diffusion_model
 from comfy_execution.utils import CurrentNodeContext
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_flux import FluxGuidance
@@ -23,12 +24,14 @@ from server import PromptServer
 
 import nodes as core_nodes
 from dizzydiff.nodes.distill import DistillGuidance
-from dizzydiff.nodes.drafting import DraftRefineKSampler
+from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler
+from dizzydiff.nodes.guidance import GuidanceSweep, StudentGuidance
 from dizzydiff.nodes.noise import SpinNoise
 from dizzydiff.nodes.notice import show_at_node
-from dizzydiff.nodes.students import GuidanceSweep, LoadPipeline, LoadStudent, StudentGuidance, StudentSampler
+from dizzydiff.nodes.students import LoadPipeline, LoadStudent, StudentSampler
 from dizzydiff.students import errors
 from dizzydiff.students.loader import Source, load_student
+from dizzydiff.students.student_model import ignores_guidance
 
 from .networks import save_file_student, save_pipeline, unet
 
@@ -105,6 +108,35 @@ def test_a_student_that_is_sampled_with_cfg_says_so_and_a_teacher_does_not(
     assert "guided twice" in drafted.ui["text"][0] and "undrafted" in drafted.ui["text"][1]
 
 
+def test_a_guidance_that_the_model_does_not_take_is_told_once_by_every_way_to_sample(
+    pipeline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, clip, _ = LoadPipeline.execute(pipeline).result
+    teacher = LoadPipeline.execute(f"{pipeline}/teacher").result[0]
+    prompt = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
+    guided = StudentGuidance.execute(prompt, 3.5).result[0]
+    latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    sample(student, guided, latent)
+    sample(teacher, prompt, latent)
+    StudentGuidance.execute(prompt, 3.5, model=student)
+    assert "no effect" not in caplog.text
+    for guide in (
+        lambda: sample(teacher, guided, latent),
+        lambda: sample(DraftDevices.execute(teacher, "batch", 0).result[0], guided, latent),
+        lambda: drafted(teacher, guided, latent),
+        lambda: StudentGuidance.execute(prompt, 3.5, model=teacher),
+    ):
+        caplog.clear()
+        guide()
+        assert caplog.text.count("a guidance of 3.5") == 1
+
+
+def drafted(model, positive, latent):
+    return DraftRefineKSampler.execute(
+        model, 7, 2, 1.0, "euler", "normal", positive, positive, latent, 1.0, "verified", 0, 0.01
+    )
+
+
 def test_teacher_of_a_pipeline_samples_with_cfg(pipeline: str) -> None:
     """One step to sigma 0 gives D itself, which is what CFG combines: u + g (c - u)."""
     model, clip, _ = LoadPipeline.execute(f"{pipeline}/teacher").result
@@ -145,7 +177,8 @@ def test_sweep_is_one_row_a_scale_with_the_same_noise(pipeline: str) -> None:
     model, clip, _ = LoadPipeline.execute(pipeline).result
     positive = core_nodes.CLIPTextEncode().encode(clip, "a circle")[0]
     latent = core_nodes.EmptyLatentImage().generate(64, 64, 1)[0]
-    swept, rows = GuidanceSweep.execute(positive, latent, "1, 2.5, 8").result
+    swept, rows, names = GuidanceSweep.execute(positive, latent, "1, 2.5, 8").result
+    assert names == ["guidance_1", "guidance_2.5", "guidance_8"]
     together = sample(model, swept, rows)
     apart = torch.cat(
         [sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 2.5, 8.0)]
@@ -159,7 +192,8 @@ def test_sweep_of_a_masked_batch_keeps_images_and_masks_together() -> None:
         "batch_index": [5, 9],
         "noise_mask": torch.arange(2.0).view(2, 1, 1).expand(2, 64, 64),
     }
-    _, rows = GuidanceSweep.execute([], latent, "1 2 3").result
+    _, rows, names = GuidanceSweep.execute([], latent, "1 2 3").result
+    assert names == ["guidance_1", "guidance_2", "guidance_3"] * 2
     assert rows["samples"][:, 0, 0, 0].tolist() == rows["noise_mask"][:, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert rows["batch_index"] == [5, 5, 5, 9, 9, 9]
 
@@ -202,7 +236,7 @@ def test_sampler_node_takes_steps_of_twice_the_length_and_noise_one_step_back(
     torch.testing.assert_close(latents, D[-1], rtol=1e-4, atol=1e-4)
 
 
-def narrow_flux() -> str:
+def narrow_flux(guidance_embed: bool = True) -> str:
     torch.manual_seed(0)
     network = Flux(
         image_model="flux",
@@ -219,7 +253,7 @@ def narrow_flux() -> str:
         axes_dim=[16, 56, 56],
         theta=10000,
         qkv_bias=True,
-        guidance_embed=True,
+        guidance_embed=guidance_embed,
         txt_ids_dims=[],
         dtype=torch.float32,
         operations=disable_weight_init,
@@ -231,6 +265,12 @@ def narrow_flux() -> str:
     return "flux.safetensors"
 
 
+@pytest.mark.parametrize("guided", [True, False], ids=["dev", "schnell"])
+def test_a_model_of_core_is_asked_whether_it_takes_guidance(guided: bool) -> None:
+    model = load_diffusion_model(str(MODELS / narrow_flux(guided)))
+    assert ignores_guidance(model) is not guided
+
+
 def test_flux_goes_through_core_and_sweeps_too() -> None:
     model = LoadStudent.execute(narrow_flux()).result[0]
     positive = [
@@ -240,7 +280,7 @@ def test_flux_goes_through_core_and_sweeps_too() -> None:
         ]
     ]
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
-    swept, rows = GuidanceSweep.execute(positive, latent, "1, 6").result
+    swept, rows, _ = GuidanceSweep.execute(positive, latent, "1, 6").result
     apart = torch.cat(
         [sample(model, StudentGuidance.execute(positive, g).result[0], latent) for g in (1.0, 6.0)]
     )
@@ -372,7 +412,7 @@ BAD_FILES = {
         "not supported by your ComfyUI",
         lambda: edited(lambda w: w.update({"cfg_embedder.mlp": torch.zeros(1)})),
     ),
-    "leaving": (errors.OutsideModelsFolder, "list", lambda: "../../secret.safetensors"),
+    "leaving": (errors.OutsideModelsFolder, "Expected", lambda: "../../secret.safetensors"),
 }
 
 

@@ -42,7 +42,7 @@ def test_calls_are_skipped_and_the_picture_stays(teacher: Any, prompts: Prompts)
         ("heun", Settings(), "once a step"),
         ("euler", Settings("aggressive"), "mode verified"),
         ("euler", Settings(drafts="frozen"), "drafts extrapolated"),
-        ("euler", Settings(width=1), "a width of 1"),
+        ("euler", Settings(width=1), "one prediction per round"),
     ],
 )
 def test_what_gains_nothing_is_sampled_plainly_and_says_why(

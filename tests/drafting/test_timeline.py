@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dizzydiff.drafting.report import Report, ReportedCall
-from dizzydiff.drafting.timeline import ANCHOR, INK, UNUSED, colour, draw
+from dizzydiff.drafting.timeline import ANCHOR, INK, UNUSED, WIDTH, colour, draw
 
 REPORT = Report(
     [
@@ -27,7 +27,7 @@ def test_colours_go_from_near_to_far() -> None:
 
 def test_every_state_has_its_cell() -> None:
     image = draw(REPORT)
-    assert image.width >= 1024
+    assert image.width == WIDTH
     shades = {shade for _, shade in image.getcolors(1 << 20)}
     assert {ANCHOR, UNUSED, colour(1e-4), colour(0.1), colour(1e-2)} <= shades
 
@@ -85,7 +85,8 @@ def test_every_round_of_a_long_run_is_in_the_picture() -> None:
     rounds[-1][1] = ReportedCall(100, 2e-4, True)
     image = draw(Report(rounds))
     left, top, right, bottom = box(image, colour(2e-4))
-    assert right - left >= 40 and bottom - top >= 40 and right < image.width
+    assert right - left >= 40 and bottom - top >= 40
+    assert image.width == WIDTH and right < WIDTH and bottom < image.height
 
 
 def test_what_was_dropped_is_crossed_out() -> None:

@@ -133,18 +133,13 @@ def write_unguided(path: Path) -> None:
     )
 
 
-def write_text(path: Path) -> None:
-    path.write_text("this is no weights file", encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("write", "kind"),
     [
         (write_truncated, "dizzydiff.DamagedFile"),
         (write_unguided, "dizzydiff.NoGuidanceInput"),
-        (write_text, "dizzydiff.NotSafetensors"),
     ],
-    ids=["truncated", "unguided", "text"],
+    ids=["truncated", "unguided"],
 )
 def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
     write: Any, kind: str, comfy_server: Server, models: Path, root: Path, request: pytest.FixtureRequest
@@ -184,6 +179,10 @@ def test_a_bad_file_is_an_error_at_its_node_and_the_next_prompt_works(
             "expected 0, or a share of the noise from 0.001 to 1",
         ),
         ("guided_student", "DizzyDiffStudentGuidance", "guidance", 101, "100"),
+        ("draft_refine", "DizzyDiffDevices", "devices", "cpu,,cpu", "a comma without a device"),
+        ("draft_refine", "DizzyDiffDevices", "devices", " ", "No devices are given"),
+        ("distil", "DizzyDiffDistillGuidance", "prompts", "\n ", "The list of prompts is empty"),
+        ("distil", "DizzyDiffDistillGuidance", "name", "../mine", "such as my_student"),
     ],
 )
 def test_a_wrong_value_is_refused_at_its_node_before_anything_runs(
@@ -196,9 +195,70 @@ def test_a_wrong_value_is_refused_at_its_node_before_anything_runs(
         comfy_server.request("/prompt", {"prompt": prompt})
     answer = json.load(refused.value)
     assert (refused.value.code, list(answer["node_errors"])) == (400, [key])
-    (error,) = answer["node_errors"][key]["errors"]
-    assert error["extra_info"]["input_name"] == name
-    assert str(value) in str(error) and said in str(error)
+    # Core repeats what a node says at each of the inputs that it checks together.
+    (error,) = [
+        each for each in answer["node_errors"][key]["errors"] if each["extra_info"]["input_name"] == name
+    ]
+    assert said in str(error) and (str(value).strip() in str(error))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x02}q\x00.", "this is a pickle"),
+        (b"this is no weights file", "not a safetensors file"),
+        (b"", "truncated or empty"),
+    ],
+    ids=["pickle", "text", "empty"],
+)
+def test_a_file_that_is_no_safetensors_is_refused_before_anything_runs(
+    content: bytes, said: str, comfy_server: Server, models: Path
+) -> None:
+    file = models / "diffusion_models" / "other.safetensors"
+    file.write_bytes(content)
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            comfy_server.request("/prompt", {"prompt": load_student(file.name)})
+    finally:
+        file.unlink()
+    (error,) = json.load(refused.value)["node_errors"]["1"]["errors"]
+    assert error["extra_info"]["input_name"] == "student" and said in error["details"]
+
+
+def with_old_names(prompt: dict[str, Any], width: Any) -> dict[str, Any]:
+    """The prompt as it was when predictions_per_round was called width."""
+    for node in prompt.values():
+        if node["inputs"].pop("predictions_per_round", None) is not None:
+            node["inputs"]["width"] = width
+    return prompt
+
+
+def test_a_prompt_from_before_an_input_was_renamed_runs_as_it_did(comfy_server: Server, root: Path) -> None:
+    def rounds(prompt: dict[str, Any]) -> int:
+        for key in [key for key, node in prompt.items() if node["class_type"] == "PreviewImage"]:
+            del prompt[key]
+        (told,) = [
+            out["draft_refine"]
+            for out in comfy_server.run(prompt)["outputs"].values()
+            if "draft_refine" in out
+        ]
+        return told[0]["rounds"]
+
+    text = (root / "workflows" / "api" / "draft_refine.json").read_text(encoding="utf-8")
+    today, old = json.loads(text), with_old_names(json.loads(text), 2)
+    for node in today.values():
+        if "predictions_per_round" in node["inputs"]:
+            node["inputs"]["predictions_per_round"] = 2
+    assert rounds(old) == rounds(today) > rounds(json.loads(text))
+
+
+@pytest.mark.parametrize("width", [-1, 65, "two"])
+def test_a_wrong_value_by_an_old_name_is_refused(width: Any, comfy_server: Server, root: Path) -> None:
+    text = (root / "workflows" / "api" / "draft_refine.json").read_text(encoding="utf-8")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        comfy_server.request("/prompt", {"prompt": with_old_names(json.loads(text), width)})
+    answer = json.load(refused.value)
+    assert "width" in str(answer["node_errors"]) and "64" in str(answer["node_errors"])
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..\\..\\secrets.safetensors"])

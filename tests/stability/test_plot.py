@@ -26,7 +26,7 @@ def test_points_stand_where_their_sigmas_are() -> None:
         "other": torch.tensor([float(r.sigmas[0]), 0.0]),
     }
     picture = draw(r, EULER, grids)
-    assert picture.width == WIDTH == 1024
+    assert picture.width == WIDTH == 640
     pixels = np.asarray(picture)
     ours, other = (columns(pixels, COLOURS[i]) for i in (0, 1))
     assert other.min() < LEFT + 10

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import re
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from devtools.templates.families import models_of
+from devtools.templates.page import table, with_table
+from devtools.templates.presets import PRESETS, Preset
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 TITLE = 30
@@ -61,7 +66,10 @@ def test_nothing_overlaps_and_every_node_stands_in_a_titled_group(graph: dict[st
 
 def test_a_note_explains_the_graph(graph: dict[str, Any]) -> None:
     (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
-    assert len(note["widgets_values"][0]) > 100
+    english, chinese = (
+        len(re.findall(letters, note["widgets_values"][0])) for letters in ("[a-z]", "[一-鿿]")
+    )
+    assert english > 100 and chinese > 50, "in both languages"
 
 
 def test_models_that_are_not_in_the_pack_come_with_their_download(graph: dict[str, Any]) -> None:
@@ -71,10 +79,28 @@ def test_models_that_are_not_in_the_pack_come_with_their_download(graph: dict[st
         assert [model["name"] for model in models] == names
         for model in models:
             assert re.fullmatch(
-                rf"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/{re.escape(model['name'])}",
+                rf"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/([\w./-]+/)?{re.escape(model['name'])}",
                 model["url"],
             )
-            assert model["directory"] in ("checkpoints", "diffusion_models")
+            assert model["directory"] in ("checkpoints", "diffusion_models", "text_encoders", "vae")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_the_files_of_a_preset_are_those_of_comfyuis_own_templates(preset: Preset) -> None:
+    """Core's templates come as a package beside ComfyUI."""
+    package = importlib.util.find_spec("comfyui_workflow_templates_json")
+    assert package and package.submodule_search_locations
+    folder = Path(package.submodule_search_locations[0]) / "templates"
+    known = {model.url for model in models_of(preset)}
+    for file in folder.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        known = {url for url in known if url not in text}
+    assert not known
+
+
+def test_the_docs_show_the_presets(root: Path) -> None:
+    page = (root / "docs" / "models.md").read_text(encoding="utf-8")
+    assert with_table(page) == page and table() in page
 
 
 def test_links_agree_with_the_sockets_at_both_ends(graph: dict[str, Any]) -> None:
