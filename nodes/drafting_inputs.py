@@ -73,8 +73,8 @@ def tolerance() -> io.Float.Input:
         step=0.001,
         round=0.0001,
         optional=True,
-        tooltip="For verified: how far each prediction may be off, relative to what the model was trained on. "
-        "The picture is off by less, as a rule. 0 samples step by step.",
+        tooltip="For verified: how far each prediction may be off, relative to the data of the model. The "
+        "picture is off by less, as a rule. 0 samples step by step.",
     )
 
 
