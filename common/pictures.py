@@ -24,7 +24,7 @@ def image_of(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
-def picture_of_text(text: str, width: int = 1024) -> Image.Image:
+def picture_of_text(text: str, width: int = 640) -> Image.Image:
     """What is to be said where nothing can be drawn."""
     font = ImageFont.load_default(18)
     lines = textwrap.wrap(text, (width - 2 * MARGIN) // LETTER)

@@ -13,7 +13,7 @@ import math
 import runpy
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 runpy.run_path(str(Path(__file__).with_name("package.py")))["load_package"]("devtools", Path(__file__).parent)
 from devtools.client import PromptFailed, run_outputs  # noqa: E402
@@ -85,9 +85,9 @@ def thumbnail(name: str, saved: list[Image.Image], shown: list[Image.Image]) -> 
         place = (SIDE // 2 - side + i % 2 * side, i // 2 * side)
         image.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), place)
     if shown:
-        image.paste(
-            shown[-1].convert("RGB").resize((SIDE, below), Image.Resampling.LANCZOS), (0, SIDE - below)
-        )
+        picture = shown[-1].convert("RGB")
+        fitted = ImageOps.fit(picture, (SIDE, below), Image.Resampling.LANCZOS, centering=(0.5, 0.0))
+        image.paste(fitted, (0, SIDE - below))
     return image
 
 

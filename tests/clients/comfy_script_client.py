@@ -16,7 +16,7 @@ from comfy_script.runtime import nodes  # noqa: E402 - made by load()
 with Workflow(wait=True):
     model, clip, vae = nodes.DizzyDiffLoadPipeline("tiny")
     prompt = nodes.CLIPTextEncode("a red circle on white", clip)
-    positive, latent = nodes.DizzyDiffGuidanceSweep(prompt, nodes.EmptyLatentImage(96, 96, 1), "2, 4")
+    positive, latent, _ = nodes.DizzyDiffGuidanceSweep(prompt, nodes.EmptyLatentImage(96, 96, 1), "2, 4")
     sampled = nodes.KSampler(model, 1, 4, 1.0, "euler", "simple", positive, prompt, latent, 1.0)
     saved = nodes.SaveImage(nodes.VAEDecode(sampled, vae), "comfy_script").wait()
 Path(sys.argv[2]).write_text(

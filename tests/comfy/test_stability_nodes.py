@@ -126,7 +126,7 @@ def test_the_pack_s_scheduler_is_not_one_of_those_it_is_compared_with(model, sch
 def test_graph_gives_sigmas_and_a_plot(model) -> None:
     measured, plot = profile(model)
     assert plot.shape[0] == 1
-    assert plot.shape[2:] == (1024, 3)
+    assert plot.shape[2:] == (640, 3)
     assert 0 < plot.std() < 1
     for steps, denoise in ((6, 1.0), (1, 1.0), (4, 0.5)):
         sigmas = StabilityGrid.execute(measured, steps, denoise, "euler").result[0]
@@ -352,7 +352,7 @@ def test_model_that_cannot_be_measured_is_sampled_with_cores_sigmas(
     simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 5)
     torch.testing.assert_close(StabilityGrid.execute(measured, 5, 1.0, "euler").result[0], simple)
     assert "not finite" in caplog.text
-    assert plot.shape[2:] == (1024, 3)
+    assert plot.shape[2:] == (640, 3)
     assert plot.min() < 0.5 < plot.max(), "the plot says why"
     assert measured.origin.startswith("Not measured: ") and "not finite" in measured.origin
     assert not user_folder.exists()
