@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 class ReportedCall:
     """One model call that a round made ready: how far the sampler arrived from it (None: it stood there, or
     never arrived); whether its prediction was used; whether that was interpolated instead of evaluated;
-    the device that evaluated it, where there are several.
+    the device that evaluated it, where there are several, and for how many rounds up to this one.
     """
 
     call: int
@@ -18,6 +19,7 @@ class ReportedCall:
     accepted: bool | None = None
     interpolated: bool = False
     device: str = ""
+    rounds: int = 1
 
 
 @dataclass
@@ -27,6 +29,11 @@ class Report:
     rounds: list[list[ReportedCall]] = field(default_factory=list)
     seconds: float = 0.0
     """From the first look at the graph to the picture."""
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """Of devices, by name, relative to the fastest, where there are several."""
+    fastest: str = ""
+    call_s: float = 0.0
+    """Seconds that a call takes on the fastest device; 0 where they are not known."""
 
     @property
     def calls(self) -> int:
@@ -44,7 +51,13 @@ class Report:
             "dropped": self.rejections,
             "largest_deviation": self.largest_deviation,
             "seconds": self.seconds,
+            "times_as_fast": self.times_as_fast,
         }
+
+    @property
+    def times_as_fast(self) -> float:
+        """As the fastest device alone, estimated from its calls; 0 where these were not timed."""
+        return self.calls * self.call_s / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def evaluations(self) -> int:

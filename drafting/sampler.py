@@ -107,11 +107,19 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
         model_options = call.extra_args.get("model_options", {})
         backend = choose_backend(
-            Request(model, model_options, settings.width, warn=self._warn, clock=self._clock)
+            Request(
+                model,
+                model_options,
+                settings.width,
+                verified=settings.mode == "verified",
+                warn=self._warn,
+                inform=self._inform,
+                clock=self._clock,
+            )
         )
         predicted = functools.partial(stand_in, model, backend)
         found = trace(call.silent, predicted, sigmas, x.ndim)
-        policy = Policy(settings.mode, backend.width, settings.tolerance)
+        policy = Policy(settings.mode, len(found.calls), settings.tolerance)
         space = Space(alpha_of(model_sampling_of(model, model_options)))
         noises = self._noises(call, predicted, found, x, sigmas)
         speculative = SpeculativeModel(
@@ -130,24 +138,33 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             shape=x.shape,
         )
         noise = noises.reader() if found.stochastic else None
-        result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
+        try:
+            result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
+        finally:
+            backend.close()
         report = speculative.report
         report.seconds = self._clock() - started
+        report.speeds, (report.fastest, report.call_s) = backend.speeds, backend.fastest
         self._tell(report, len(sigmas) - 1, f"{backend}")
         return result
 
     def _skippable(self, backend: Backend, found: Trace) -> frozenset[int]:
-        """Calls that may be interpolated. Raises :class:`Undraftable` where nothing would be gained."""
-        if backend.width > 1:
-            return frozenset()
-        if self.settings.mode != "verified" or self.settings.drafts != "extrapolated":
-            raise Undraftable(f"{ALONE} mode verified and drafts extrapolated")
+        """Calls that may be interpolated where a round evaluates one state. Raises :class:`Undraftable` where
+        all do, and nothing would be gained.
+        """
         sigmas = [call.sigma for call in found.calls]
         between = [n for n in range(len(sigmas)) if in_between(found.calls, n)]
-        if found.stochastic or not between:
-            raise Undraftable(f"{ALONE} a sampler that adds no noise and calls the model once a step")
-        if sigmas != sorted(sigmas, reverse=not found.rising):
-            raise Undraftable(f"{ALONE} sigmas that only fall, or only rise")
+        missing = ""
+        if self.settings.mode != "verified" or self.settings.drafts != "extrapolated":
+            missing = "mode verified and drafts extrapolated"
+        elif found.stochastic or not between:
+            missing = "a sampler that adds no noise and calls the model once a step"
+        elif sigmas != sorted(sigmas, reverse=not found.rising):
+            missing = "sigmas that only fall, or only rise"
+        if missing and backend.width == 1:
+            raise Undraftable(f"{ALONE} {missing}")
+        if missing:
+            return frozenset()
         return frozenset(n for n in between if backend.may_skip(*sigmas[n - 1 : n + 2]))
 
     def _noises(
@@ -167,6 +184,9 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         return NoiseTape(draw, found.noise_sigmas, sigmas)
 
     def _tell(self, report: Report, steps: int, where: str) -> None:
+        if report.times_as_fast:
+            gain = f"{report.times_as_fast:.2g} times as fast as {report.fastest} alone"
+            where = f"{where} ({gain}, estimated from its calls)"
         skipped = f", {report.interpolations} model calls skipped" if report.interpolations else ""
         self._inform(
             f"{steps} steps ({report.calls} predictions) in {len(report.rounds)} rounds on {where}{skipped}, "

@@ -17,7 +17,7 @@ accepted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -57,6 +57,16 @@ Deliver = Callable[[Tensor, Tensor, float, dict[str, Any]], Tensor]
 """(prediction, x, sigma, the model call's arguments) -> what the sampler gets."""
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """The prediction [P, ...] of a far draft, the device that made it, and the rounds it took."""
+
+    state: State
+    prediction: Tensor
+    device: str
+    rounds: int
+
+
 class Evaluate(Protocol):
     """Where states are evaluated: the only thing that knows about hardware."""
 
@@ -71,6 +81,22 @@ class Evaluate(Protocol):
     @property
     def evaluated_on(self) -> Sequence[str]:
         """The device of each state of the last round; none where there is one device."""
+
+    def prepare(self, arguments: dict[str, Any], /) -> Sequence[int]:
+        """Called before drafts are chosen. For every device that may now begin a far draft, whose prediction
+        comes with a later round: how many calls ahead of the sampler that is to be; the nearest first.
+        """
+
+    def begin(self, drafts: Mapping[int, State], arguments: dict[str, Any], /) -> None:
+        """Begin these far drafts, by call, together with the next round: a device each, as they were
+        prepared.
+        """
+
+    def due(self) -> Mapping[int, State]:
+        """Far drafts whose predictions come with the next round, by call."""
+
+    def arrived(self) -> Mapping[int, Arrival]:
+        """Far drafts that came with the last round, by call."""
 
     def __call__(self, states: list[State], arguments: dict[str, Any], /) -> list[Tensor]:
         """Predictions [P, ...] at the states, or at the first few of them, in parallel; P is 1, or 2 where
@@ -98,6 +124,8 @@ class SpeculativeModel:
         self._known: dict[int, Evaluation] = {}
         self._window: dict[int, Evaluation] = {}
         self._dropped: dict[int, Evaluation] = {}
+        self._late: dict[int, Evaluation] = {}
+        self._begun: set[int] = set()
         predictor = drafting.drafts.predictor
         self._statistics = RoundStatistics(
             drafting.space, drafting.drafts.carry, trace.calls, lambda: predictor.start
@@ -144,7 +172,10 @@ class SpeculativeModel:
         if drafted and how.policy.verifies and not how.policy.accepts(deviation := statistics.deviation(n)):
             self._report.settle(n, deviation, False)
             dropped, self._window = self._window, {}
-            self._dropped = {m: each for m, each in dropped.items() if not each.interpolated}
+            self._late |= {m: each for m, each in dropped.items() if m in self._begun}
+            self._dropped = {
+                m: each for m, each in dropped.items() if not each.interpolated and m not in self._late
+            }
             return None
         del self._window[n]
         if not drafted:
@@ -156,26 +187,47 @@ class SpeculativeModel:
 
     def _open_window(self, n: int, x: Tensor, sigma: Tensor, arguments: dict[str, Any]) -> None:
         width = self._how.policy.width(len(self._report.rounds), len(self.calls) - n)
+        drafting = self.evaluate.drafting and bool(self._known) and width > 1
+        ahead = self.evaluate.prepare(arguments) if drafting else ()
+        window = Window(self._how, self.trace, self.noises, self._position(n, x))
         width = min(width, self.evaluate.capacity)
-        position = Position(n, x, self._known, self._dropped, self._report.skips)
-        window = Window(self._how, self.trace, self.noises, position)
         evaluated = window.evaluated(width, self._statistics, self.evaluate.drafting)
-        states = [
-            State(at, self.calls[m].sigma, sigma if m == n else None)
-            for m, at in zip(evaluated, window.states(evaluated, self._statistics), strict=True)
-        ]
-        predictions = self.evaluate(states, arguments)
-        evaluated = evaluated[: len(predictions)]
-        devices = dict(zip(evaluated, self.evaluate.evaluated_on, strict=False))
-        self._window = window.take(evaluated, predictions)
-        self._report.rounds.append(
-            [
-                ReportedCall(m, interpolated=each.interpolated, device=devices.get(m, ""))
-                for m, each in sorted(self._window.items())
-            ]
-        )
+        far = window.far(evaluated, ahead, self._begun)
+        drafts = window.states([*evaluated, *far], self._statistics)
+        states = {
+            m: State(at, self.calls[m].sigma, sigma if m == n else None)
+            for m, at in zip([*evaluated, *far], drafts, strict=True)
+        }
+        self._begun.update(far)
+        self.evaluate.begin({m: states[m] for m in far}, arguments)
+        predictions = self.evaluate([states[m] for m in evaluated], arguments)
+        self._take(window, evaluated[: len(predictions)], predictions)
         self._statistics = window.statistics(self._statistics)
         self._dropped = {}
+
+    def _position(self, n: int, x: Tensor) -> Position:
+        self._late = {m: each for m, each in self._late.items() if m >= n}
+        due = {m: state.x for m, state in self.evaluate.due().items() if m > n}
+        skips, alone = self._report.skips, 1 in (self._how.policy.k, self.evaluate.capacity)
+        return Position(n, x, self._known, self._dropped, skips, late=self._late, due=due, alone=alone)
+
+    def _take(self, window: Window, evaluated: Sequence[int], predictions: Sequence[Tensor]) -> None:
+        """Take what a round made, with the far drafts that came with it, and report it."""
+        arrived, devices = (
+            self.evaluate.arrived(),
+            dict(zip(evaluated, self.evaluate.evaluated_on, strict=False)),
+        )
+        came = {m: Evaluation(each.state.x, each.state.sigma, each.prediction) for m, each in arrived.items()}
+        late = self._late | {m: each for m, each in came.items() if m > evaluated[0]}
+        self._window = window.take(evaluated, predictions, late)
+        self._late = {m: each for m, each in late.items() if m not in self._window}
+        reported = [
+            ReportedCall(m, interpolated=each.interpolated, device=devices.get(m, ""))
+            for m, each in self._window.items()
+            if each is not late.get(m)
+        ]
+        reported += [ReportedCall(m, device=each.device, rounds=each.rounds) for m, each in arrived.items()]
+        self._report.rounds.append(sorted(reported, key=lambda each: each.call))
 
     def _forget(self, n: int) -> None:
         """Keep what states to come depend on, and the newest predictions at the last HISTORY sigmas."""

@@ -66,6 +66,8 @@ class RoundStatistics:
     """How much of what the draft behind is off goes into them (``interpolation.share_of_draft``)."""
     third: Prediction = ()
     """F[t0, t1, t2, t3] of the newest evaluations, where there are so many (``interpolation``)."""
+    shifts: dict[int, Combination] = field(default_factory=dict)
+    """Of drafts that were made in an earlier round: the state evaluated less where this round expects it."""
 
     def deviation(self, m: int) -> float:
         """How far the carried prediction of the m-th call may be off, relative to the data, as far as one can
@@ -171,12 +173,14 @@ class RoundStatistics:
         """x - x~ of every drafted call: the recurrence of its :class:`~..common.sampler_trace.ModelCall`, for
         the differences from what was predicted.
         """
+        expected = defaultdict[int, Combination](Combination)
         offsets = defaultdict[int, Combination](Combination)
         errors = defaultdict[int, Prediction](lambda: (Combination(),))
         for m, error in sorted(self.errors.items()):
             errors[m] = tuple(part + offsets[m] * self.dD_dx(m) for part in error)
-            following = self.calls[m + 1].terms(m + 1, offsets, errors)
-            offsets[m + 1] = weighted_sum(following)
+            expected[m + 1] = weighted_sum(self.calls[m + 1].terms(m + 1, expected, errors))
+            shift = self.shifts.get(m + 1)
+            offsets[m + 1] = expected[m + 1] if shift is None else expected[m + 1] - shift
         return dict(offsets)
 
 

@@ -35,18 +35,23 @@ def colour(deviation: float) -> tuple[int, int, int]:
 
 
 def _rows(report: Report) -> tuple[list[str], list[list[tuple[int, ReportedCall]]]]:
-    """Names of the rows, and each round's calls with their rows: those of a device, in the order in which
-    they were drafted, and below them what was interpolated.
+    """Names of the rows, and each round's calls with their rows: those of a device, with its speed, in the
+    order in which they were drafted; a row of each device that was left out; below them what was
+    interpolated.
     """
     evaluated = [[call for call in calls if not call.interpolated] for calls in report.rounds]
     between = [[call for call in calls if call.interpolated] for calls in report.rounds]
     devices = dict.fromkeys(call.device for calls in evaluated for call in calls)
+    devices |= dict.fromkeys(device for device in report.speeds if device not in devices)
     names: list[str] = []
     first: dict[str, int] = {}
     for device in devices:
         first[device] = len(names)
         most = max(sum(call.device == device for call in calls) for calls in evaluated)
-        names += [device or ("draft" if row else "state") for row in range(most)]
+        speed = f" x{report.speeds[device]:.2g}" if device in report.speeds else ""
+        if not most:
+            names.append(f"{device}{speed}, left out")
+        names += [f"{device}{speed}" if device else "draft" if row else "state" for row in range(most)]
     placed = []
     for calls, skipped in zip(evaluated, between, strict=True):
         taken = Counter[str]()
@@ -94,10 +99,12 @@ def _band(
     for row, name in enumerate(names):
         pen.text((MARGIN, top + row * CELL + CELL // 2), name, INK, fonts[0], anchor="lm")
     for column, cells in enumerate(rounds):
-        skips = any(state.interpolated for _, state in cells)
+        first = min((state for _, state in cells), key=lambda state: state.call)
+        anchor = None if first.interpolated else first
         for row, state in cells:
             x, y = left + column * CELL, top + row * CELL
-            _cell(pen, (x, y, x + CELL - GAP, y + CELL - GAP), state, row == 0 and not skips, fonts[1])
+            begun = max(left, x - CELL * (state.rounds - 1))
+            _cell(pen, (begun, y, x + CELL - GAP, y + CELL - GAP), state, state is anchor, fonts[1])
 
 
 def _cell(

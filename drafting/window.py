@@ -8,9 +8,10 @@ all.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
@@ -59,7 +60,9 @@ class Position:
     """Where the sampler stands: it makes its n-th model call at x.
 
     known: predictions on which states to come may depend, by call; dropped: evaluations at drafts that were
-    too far off; skips: of calls so far, that held, less those that did not and cost a call each.
+    too far off; skips: of calls so far, that held, less those that did not and cost a call each; late:
+    evaluations at far drafts, of earlier rounds, from the n-th call on; due: such drafts whose predictions
+    come with this round; alone: whether a round evaluates one state, so that calls may be skipped.
     """
 
     n: int
@@ -67,6 +70,9 @@ class Position:
     known: dict[int, Evaluation]
     dropped: dict[int, Evaluation]
     skips: int = 0
+    late: dict[int, Evaluation] = field(default_factory=dict)
+    due: dict[int, Tensor] = field(default_factory=dict)
+    alone: bool = False
 
 
 class Window:
@@ -74,6 +80,7 @@ class Window:
 
     def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
         self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
+        self._skippable = how.skippable if position.alone else frozenset[int]()
         lost = -position.skips
         self._doubt = math.inf if lost >= MOST_LOST else DOUBT if lost == MOST_LOST - 1 else 1.0
         rows, whole = position.x.shape[0], position.x.numel()
@@ -83,6 +90,10 @@ class Window:
         self._span = span = Span(how.parts)
         self._known = {i: span.evaluation(each) for i, each in position.known.items()}
         self._dropped = {m: span.evaluation(each) for m, each in position.dropped.items()}
+        self._late = {m: span.evaluation(each) for m, each in position.late.items()}
+        self._far = {m: each.x for m, each in self._late.items() if m > position.n}
+        self._far |= {m: span.vector(x) for m, x in position.due.items()}
+        self._covered: set[int] = set()
         evaluated = [self._known[i] for i, each in position.known.items() if not each.interpolated]
         self._rising = trace.rising
         self._history = newest_per_sigma([*evaluated, *self._dropped.values()], trace.rising)
@@ -94,50 +105,110 @@ class Window:
         self._between: dict[int, Prediction] = {}
         self._missed: dict[int, Prediction] = {}
         self._of_draft: dict[int, float] = {}
+        self._shifts: dict[int, Combination] = {}
 
-    def evaluated(self, width: int, statistics: RoundStatistics, drafting: bool) -> range:
+    @property
+    def can_draft(self) -> bool:
+        """Whether anything is known yet to draft from."""
+        return bool(self._history)
+
+    def evaluated(self, width: int, statistics: RoundStatistics, drafting: bool) -> list[int]:
         """The calls that a round of at most ``width`` states evaluates: from the n-th on, or from the next,
         where the n-th can be interpolated. The n-th alone where nothing is known yet to draft from.
         """
-        if not self._history:
-            return range(self._n, self._n + 1)
+        if not self.can_draft:
+            return [self._n]
+        self._cover(statistics)
         skips = drafting and self._can_skip(statistics)
         first = self._n + 1 if skips else self._n
-        return range(first, first + width)
+        return self.free(first, width)
+
+    def free(self, first: int, count: int, taken: Collection[int] = ()) -> list[int]:
+        """The next calls from the ``first`` on that are neither covered nor ``taken``, as many as there
+        are.
+        """
+        calls = range(first, len(self._calls))
+        return [m for m in calls if m not in self._covered and m not in taken][:count]
 
     def _can_skip(self, statistics: RoundStatistics) -> bool:
         """Whether skipping the n-th call is expected to be within the tolerance. Never after a drop."""
         how, n, calls = self._how, self._n, self._calls
-        if n not in how.skippable or self._dropped or len(self._history) < NODES:
+        if (
+            n not in self._skippable
+            or n in self._late
+            or n + 1 in self._far
+            or self._dropped
+            or len(self._history) < NODES
+        ):
             return False
         times = [math.sqrt(each.sigma) for each in self._history]
         missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)
         lipschitz = max(statistics.lipschitz(n, piece) for piece in statistics.pieces)
         return how.policy.accepts(self._doubt * max(missed, lipschitz * distance))
 
-    def states(self, evaluated: range, statistics: RoundStatistics) -> list[Tensor]:
+    def far(self, evaluated: Sequence[int], ahead: Sequence[int], begun: Collection[int]) -> list[int]:
+        """Calls for far drafts, one for each distance ``ahead`` of the n-th that is within the run; none
+        that was ``begun`` before.
+        """
+        chosen: list[int] = []
+        for distance in ahead:
+            chosen += self.free(self._n + distance, 1, [*evaluated, *begun, *chosen])
+        return chosen
+
+    def _cover(self, statistics: RoundStatistics) -> None:
+        """Evaluate no call again of which a far draft is near enough to where the sampler is expected now."""
+        if not self._far:
+            return
+        self._expect(max(self._far), statistics)
+        order = sorted(self._far)
+        shifts = [self._far[m] - self._x[m] for m in order]
+        gram = self._span.gram(shifts)
+        for i, m in enumerate(order):
+            of = Combination({i: 1.0})
+            off = max(
+                statistics.lipschitz(m, piece)
+                * math.sqrt(max(gram.of_piece(piece)(of, of), 0.0) / self._numels[piece])
+                for piece in statistics.pieces
+            )
+            if self._how.policy.accepts(off / self._how.space.scale(self._calls[m].sigma)):
+                self._covered.add(m)
+
+    def states(self, evaluated: Sequence[int], statistics: RoundStatistics) -> list[Tensor]:
         """x, or drafts from predicted predictions: the states of the ``evaluated`` calls."""
-        x = {i: each.x for i, each in self._known.items()} | self._x
-        D = {i: each.prediction for i, each in self._known.items()}
-        for m in range(self._n, evaluated[-1]):
-            D[m] = self._predicted[m] = self._predict(m, x[m], statistics)
-            call = self._calls[m + 1]
-            noises = ((v, self._noise(q)) for q, v in call.noise_coeffs)
-            self._x[m + 1] = x[m + 1] = weighted_sum([*call.terms(m + 1, x, D), *noises])
+        self._expect(max(evaluated), statistics)
         if drafted := [m for m in evaluated if m > self._n]:
             drafts = self._span.evaluate([self._x[m] for m in drafted])
             self._states |= dict(zip(drafted, drafts, strict=True))
         return [self._states[m] for m in evaluated]
 
-    def take(self, evaluated: range, predictions: Sequence[Tensor]) -> dict[int, Evaluation]:
+    def _expect(self, last: int, statistics: RoundStatistics) -> None:
+        """Foretell predictions and states up to those of the ``last`` call."""
+        x = {i: each.x for i, each in self._known.items()} | self._x
+        D = {i: each.prediction for i, each in self._known.items()} | self._predicted
+        for m in range(max(self._x), last):
+            D[m] = self._predicted[m] = self._predict(m, x[m], statistics)
+            call = self._calls[m + 1]
+            noises = ((v, self._noise(q)) for q, v in call.noise_coeffs)
+            self._x[m + 1] = x[m + 1] = weighted_sum([*call.terms(m + 1, x, D), *noises])
+
+    def take(
+        self, evaluated: Sequence[int], predictions: Sequence[Tensor], late: dict[int, Evaluation]
+    ) -> dict[int, Evaluation]:
         """The ``predictions`` of the ``evaluated`` calls, by call, and the n-th interpolated where it is none
-        of them.
+        of them. ``late``: evaluations of covered calls; those that follow upon the others are taken as well.
         """
-        taken = {
+        taken = late | {
             m: Evaluation(self._states[m], self._calls[m].sigma, prediction)
             for m, prediction in zip(evaluated, predictions, strict=True)
         }
+        first = evaluated[0]
+        last = next(m for m in itertools.count(first) if m + 1 not in taken)
+        taken = {m: taken[m] for m in range(first, last + 1)}
         for m, each in taken.items():
+            if each is late.get(m):
+                self._seen[m] = seen = self._span.evaluation(each)
+                self._shifts[m] = seen.x - self._x[m]
+                continue
             parts = tuple(map(self._span.vector, each.prediction))
             self._seen[m] = SpanEvaluation(self._x[m], each.sigma, parts)
         if (n := self._n) not in taken:
@@ -169,15 +240,16 @@ class Window:
         )
         pairs = {
             m: Pair(row((seen[m].x - old.x,))[0], row(difference(seen[m].prediction, old.prediction)))
-            for m, old in self._dropped.items()
-            if m in seen
+            for m, old in (self._late | self._dropped).items()
+            if m in seen and seen[m] is not old
         }
         found = {m: each.prediction for m, each in seen.items()} | self._between
         predicted = self._predicted if how.policy.verifies else {}
         errors = {m: row(difference(found[m], each)) for m, each in predicted.items() if m in found}
         missed = {m: row(each) for m, each in self._missed.items()}
         nodes = newest_per_sigma([*self._history, *seen.values()], self._rising)[-NODES:]
-        third = row(divided_difference(space, nodes)) if how.skippable and len(nodes) == NODES else ()
+        third = row(divided_difference(space, nodes)) if self._skippable and len(nodes) == NODES else ()
+        shifts = {m: row((shift,))[0] for m, shift in self._shifts.items()}
         gram, parameter, elsewhere = self._span.gram(rows), before.parameter, before.lipschitz_elsewhere
         if drafted:
             parameter = partial(drafts.predictor.fit, residuals, gram)
@@ -193,6 +265,7 @@ class Window:
             numels=self._numels,
             gram=gram,
             errors=errors,
+            shifts=shifts,
             pairs=pairs,
             missed=missed,
             of_draft=self._of_draft,
@@ -200,9 +273,9 @@ class Window:
         )
 
     def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:
-        space, dropped = self._how.space, self._dropped.get(m)
-        if dropped is not None:
-            return carried(dropped, x, statistics.dD_dx(m))
+        space, elsewhere = self._how.space, self._dropped.get(m)
+        if elsewhere is not None:
+            return carried(elsewhere, x, statistics.dD_dx(m))
         sigma, parameter = self._calls[m].sigma, statistics.parameter()
         return self._how.drafts.predictor(space, self._history, parameter, x, sigma)
 

@@ -53,8 +53,9 @@ class RowsOnDevices:
         backend = self._backend
         if backend is None or backend.width < 2 or len(x) < 2:
             return model(x, sigma, **extra_args)
-        states = [State(part, float(sigma[0])) for part in x.chunk(backend.width)]
         try:
+            backend.prepare(extra_args)
+            states = [State(part, float(sigma[0])) for part in x.chunk(backend.width)]
             predictions = [prediction[0] for prediction in backend(states, extra_args)]
         except Undraftable as why:
             self._give_up(why)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...common.messages import Say, warn
+from ...common.messages import Say, inform, warn
 from ..devices import DEVICES
 from ..errors import MainDeviceOnly, Undraftable
-from ..speculation import State
+from ..speculation import Arrival, State
 from ..verdicts import Verdict, Verdicts
 from .graph import MULTIGPU, POST_CFG, Watch, identity, watch
 from .random_state import put_back, random_states, same_states
@@ -33,7 +33,10 @@ class Request:
     model: Any
     options: dict[str, Any]
     width: int = 0
+    verified: bool = False
+    """Whether drafts are dropped where they are too far off."""
     warn: Say = warn
+    inform: Say = inform
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -71,6 +74,10 @@ class Backend:
     """Devices that evaluate at the same time."""
     evaluated_on: Sequence[str] = ()
     """The device of each state of the last round, where there are several."""
+    speeds: Mapping[str, float] = {}
+    """Of devices, by name, in classes relative to the fastest; those that take no part included."""
+    fastest: tuple[str, float] = "", 0.0
+    """Its name, and the seconds that it takes for a call, where they are known."""
 
     def __init__(self, request: Request, width: int) -> None:
         self.request, self.model, self.width = request, request.model, width
@@ -118,8 +125,7 @@ class Backend:
             self._random = random_states(self._device)
             self._watch = watch(self.model, options, options.get(POST_CFG, [])[self._graph_hooks :])
         if not self._drafted and any(state.given is None for state in states):
-            self._drafted = True
-            self.check(arguments)
+            self._before_drafts(arguments)
             states = states[: self.width]
         random = random_states(self._device)
         predictions = self.evaluate(states, arguments)
@@ -131,6 +137,27 @@ class Backend:
 
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         return [self.predict(self.model, state.x, state.sigmas, arguments) for state in states]
+
+    def prepare(self, arguments: dict[str, Any]) -> Sequence[int]:
+        """See :class:`~..speculation.Evaluate`, as for the next three: here there are no far drafts."""
+        return ()
+
+    def begin(self, drafts: Mapping[int, State], arguments: dict[str, Any]) -> None:
+        assert not drafts
+
+    def due(self) -> Mapping[int, State]:
+        return {}
+
+    def arrived(self) -> Mapping[int, Arrival]:
+        return {}
+
+    def close(self) -> None:
+        """Wait for whatever is still being evaluated. Called when the picture is done, or given up."""
+
+    def _before_drafts(self, arguments: dict[str, Any]) -> None:
+        if not self._drafted:
+            self._drafted = True
+            self.check(arguments)
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Whether the graph answers here as it does alone. Called before the first draft is evaluated."""
@@ -181,10 +208,15 @@ class Backend:
     @property
     def checked(self) -> bool:
         """Whether this graph passed before, with this latent."""
-        return self._verdict is not None
+        return self._verdict is not None and self._verdict.passed
+
+    def found(self, verdict: Verdict) -> None:
+        """Keep what was found for the pictures to come."""
+        self._verdict = verdict
+        self.request.verdicts.add(self._key, verdict, self._subject)
 
     def passed(self) -> None:
-        self.request.verdicts.add(self._key, Verdict(), self._subject)
+        self.found(Verdict())
 
     def refuse(self, reason: str, kind: type[Undraftable] = Undraftable) -> Undraftable:
         """The reason, kept for the pictures to come."""

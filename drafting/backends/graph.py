@@ -5,7 +5,7 @@ which it is.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import comfy.model_base
@@ -154,6 +154,12 @@ def active_conditions(model: Any, sigma: Tensor) -> tuple[bool, ...]:
                 seen.append(within(*(control.timestep_range or (None, None))))
                 control = control.previous_controlnet
     return tuple(bool(each) for each in seen)
+
+
+def same_conditions(model: Any, sigmas: Iterable[float]) -> bool:
+    """Whether the same conditions take part at all of these noise levels."""
+    dtype = model.sigmas.dtype
+    return len({active_conditions(model, torch.tensor(each, dtype=dtype)) for each in sigmas}) == 1
 
 
 def holder_of_network(model: Any, options: dict[str, Any]) -> str | None:

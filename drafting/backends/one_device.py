@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..errors import Undraftable
 from .base import Backend, Request
 from .batch import Batch
-from .graph import active_conditions, foreign
+from .graph import foreign, same_conditions
 
 
 class OneDevice(Backend):
@@ -34,13 +32,7 @@ class OneDevice(Backend):
         return cls(request, 1)
 
     def may_skip(self, before: float, sigma: float, behind: float) -> bool:
-        """Where the same conditions take part at all three."""
-        dtype = self.request.model.sigmas.dtype
-        active = {
-            active_conditions(self.request.model, torch.tensor(each, dtype=dtype))
-            for each in (before, sigma, behind)
-        }
-        return len(active) == 1
+        return same_conditions(self.request.model, (before, sigma, behind))
 
     def __str__(self) -> str:
         return "one device"

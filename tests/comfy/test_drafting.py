@@ -212,7 +212,9 @@ def test_a_device_that_fails_is_left_out_and_the_image_is_finished(
     error: Exception, two: Any, prompts: tuple[list, list], caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = two.clone()
-    broken.set_model_unet_function_wrapper(failing(error, 3))  # after the device was checked, and a round
+    broken.set_model_unet_function_wrapper(
+        failing(error, 4)
+    )  # after the device was checked and timed, and a round
     result, report = run(broken, prompts, "euler", "aggressive", steps=20)
     warnings = [
         record.getMessage()

@@ -151,7 +151,9 @@ def test_a_graph_is_asked_once(devices: str, teacher: Any, prompts: Prompts) -> 
 
 
 def test_devices_are_checked_once_a_graph(teacher: Any, prompts: Prompts) -> None:
-    """The other device predicts one state beside those of its rounds, in the first picture alone."""
+    """The other device predicts two states beside those of its rounds, in the first picture alone: one is
+    compared, one timed.
+    """
     model = spread(teacher, TWO, 0)
     replica, calls = model.get_additional_models_with_key("multigpu")[0].model, 0
     apply = replica.apply_model
@@ -172,7 +174,7 @@ def test_devices_are_checked_once_a_graph(teacher: Any, prompts: Prompts) -> Non
         finally:
             del replica.apply_model
         extra.append(calls - sum(len(states) - 1 for states in reports[0].rounds))
-    assert extra == [1, 0]
+    assert extra == [2, 0]
 
 
 def test_a_graph_that_was_refused_is_not_tried_again(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from dizzydiff.common.dry_run import NoiseSampler, SamplerRun
 from dizzydiff.common.sampler_trace import trace
 from dizzydiff.drafting.noise import NoiseTape
-from dizzydiff.drafting.speculation import SpeculativeModel, StandIn, State
+from dizzydiff.drafting.speculation import Arrival, SpeculativeModel, StandIn, State
 from dizzydiff.drafting.window import Drafting
 
 Model = Callable[..., Tensor]
@@ -44,6 +44,18 @@ class Here:
     def __init__(self, model: Model, capacity: int = 64, drafting: bool = True) -> None:
         self.model, self.capacity, self.drafting = model, capacity, drafting
         self.evaluated_on: list[str] = []
+
+    def prepare(self, arguments: dict[str, Any]) -> tuple[int, ...]:
+        return ()
+
+    def begin(self, drafts: Mapping[int, State], arguments: dict[str, Any]) -> None:
+        assert not drafts
+
+    def due(self) -> Mapping[int, State]:
+        return {}
+
+    def arrived(self) -> Mapping[int, Arrival]:
+        return {}
 
     def __call__(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         return [self.model(state.x, state.sigmas)[None] for state in states]

@@ -109,3 +109,21 @@ def test_a_call_that_was_left_out_is_shown_below_those_that_were_evaluated() -> 
 def test_the_report_counts() -> None:
     assert (REPORT.evaluations, REPORT.rejections, REPORT.largest_deviation) == (7, 1, 1e-2)
     assert (REPORT.calls, REPORT.numbers["rounds"], REPORT.numbers["dropped"]) == (5, 3, 1)
+
+
+def test_a_far_draft_spans_the_rounds_that_it_took() -> None:
+    rounds = [[ReportedCall(n, device="a")] for n in range(4)]
+    rounds[1].append(ReportedCall(2, 3e-3, True, device="a"))
+    rounds[3].append(ReportedCall(4, 3e-4, True, device="b", rounds=2))
+    image = draw(Report(rounds, speeds={"a": 1.0, "b": 0.5}))
+    one, two = box(image, colour(3e-3)), box(image, colour(3e-4))
+    assert two[2] - two[0] > 1.9 * (one[2] - one[0])
+    assert two[0] > one[2], "from the third round on"
+
+
+def test_a_device_that_is_left_out_has_a_row_without_states() -> None:
+    rounds = [[ReportedCall(0, device="a")], [ReportedCall(1, device="a")]]
+    without, with_it = (draw(Report(rounds, speeds=speeds)) for speeds in ({"a": 1.0}, {"a": 1.0, "b": 0.25}))
+    assert with_it.height > without.height
+    cells = [box(image, ANCHOR)[1] for image in (without, with_it)]
+    assert cells[0] == cells[1]

@@ -31,6 +31,7 @@ MEET_COMFYUI = {
     "drafting.backends.batch",
     "drafting.backends.graph",
     "drafting.backends.replicas",
+    "drafting.backends.workers",
     "drafting.devices",
     "drafting.own_noise",
     "drafting.sampler",
