@@ -27,7 +27,8 @@ class Request:
     """What is to be evaluated: the model of a sampler, and the options and conditioning it is called with.
 
     model: core's KSamplerX0Inpaint, or what another node wrapped around it. width: states a round, or 0: what
-    Draft Devices says, or else what the backend thinks best.
+    Draft Devices says, or else what the backend thinks best. shape: of the state [B, ...], where a sampler
+    node samples it: workers that run its graph come to the same model then.
     """
 
     model: Any
@@ -35,6 +36,7 @@ class Request:
     width: int = 0
     warn: Say = warn
     clock: Callable[[], float] = time.perf_counter
+    shape: torch.Size | None = None
 
     @property
     def wish(self) -> dict[str, Any]:
@@ -170,6 +172,9 @@ class Backend:
         for hook in arguments.get("model_options", {}).get(POST_CFG, [])[self._graph_hooks :]:
             denoised = hook({"denoised": denoised, "uncond_denoised": prediction[-1], "input": x})
         return denoised
+
+    def close(self, result: Tensor | None) -> None:
+        """The sampler is through, with its result, or without one where it was given up."""
 
     def _consult(self, x: Tensor) -> None:
         """Refuse what was refused before, before anything is evaluated."""
