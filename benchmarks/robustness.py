@@ -56,8 +56,8 @@ CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
 UNREADABLE = {"scales": ["", "1, two", "nan", "-1", "101"], "devices": ["", "cuda:77", "gpu", "cpu,,cpu"]}
 ENDLESS = "dpm_adaptive"
 """A sampler that takes as many steps as it likes."""
-TRAINING = "DizzyDiffDistillGuidance"
-"""The node that trains for hours, and has tests of its own."""
+APART = ("DizzyDiffDistillGuidance", "DizzyDiffCluster")
+"""The node that trains for hours, and the one that starts processes by Ray: they have tests of their own."""
 SOURCES: Mapping[str, list[tuple[str, int]]] = {
     "MODEL": [("DizzyDiffLoadPipeline", 0), ("DizzyDiffLoadStudent", 0), ("DizzyDiffDevices", 0)],
     "CLIP": [("DizzyDiffLoadPipeline", 1)],
@@ -106,7 +106,7 @@ def described(server: Server) -> Info:
     return {
         kind: node
         for kind, node in told.items()
-        if kind in others or (kind.startswith("DizzyDiff") and kind != TRAINING)
+        if kind in others or (kind.startswith("DizzyDiff") and kind not in APART)
     }
 
 

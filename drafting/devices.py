@@ -16,7 +16,8 @@ from .verdicts import Verdicts
 
 DEVICES = "dizzydiff_devices"
 """Key in ``model_options`` for what Draft Devices was told, {"width": int, "batch": bool}, and for the
-verdicts on what was drafted on it, {"verdicts": Verdicts}.
+verdicts on what was drafted on it, {"verdicts": Verdicts}. Draft Cluster adds its workers, {"cluster": Pool},
+or None in a worker itself.
 """
 REPLICAS, REPLICA_OPTIONS = "multigpu", "multigpu_options"
 """Core's key of a MODEL's additional models, and that of their options."""
@@ -47,6 +48,18 @@ def spread(model: Any, devices: str, width: int, say: Say = inform) -> Any:
             say(f"Draft Devices has no device but {main}. {ONE_DEVICE}")
         model = _with_replicas(model, others)
     model.model_options[DEVICES] = {"width": width, "batch": wish == "batch", "verdicts": Verdicts()}
+    return model
+
+
+def clustered(model: Any, cluster: Any, width: int) -> Any:
+    """The model without replicas, to be drafted by the workers of a cluster. None: in a worker itself."""
+    model = _without_replicas(model).clone()
+    model.model_options[DEVICES] = {
+        "width": width,
+        "batch": False,
+        "verdicts": Verdicts(),
+        "cluster": cluster,
+    }
     return model
 
 

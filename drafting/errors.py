@@ -19,6 +19,14 @@ class CannotClone(DraftingError):
     """The model cannot be loaded a second time for another device."""
 
 
+class NoRay(DraftingError):
+    """Ray is not installed where ComfyUI runs."""
+
+
+class NoCluster(DraftingError):
+    """No cluster answers at the address, or it has no place for a worker."""
+
+
 class Undraftable(Exception):
     """Why a sampler cannot be drafted; it runs as it is, and the user is told."""
 

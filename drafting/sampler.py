@@ -21,6 +21,8 @@ from ..common.sampler_trace import Trace, trace
 from .backends import choose_backend
 from .backends.base import Backend, Request
 from .backends.graph import CLONES, MULTIGPU
+from .cluster.session import SERVING
+from .devices import DEVICES
 from .errors import MainDeviceOnly, Undraftable
 from .interpolation import in_between
 from .noise import NoiseTape
@@ -90,6 +92,9 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         **options: Any,
     ) -> Tensor:
         call = SamplerCall(self.inner.sampler_function, extra_args or {}, options, disable)
+        session = SERVING.get()
+        if session is not None and "cluster" in call.model_options.get(DEVICES, {}):
+            return session.serve(model, call.extra_args).to(x)
         try:
             return self._drafted(model, x, sigmas, callback, call)
         except (Undraftable, Untraceable) as why:
@@ -105,22 +110,36 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             raise Undraftable("one prediction per round, or a tolerance of 0, leaves nothing to draft")
         if call.options.get("s_churn"):
             raise Undraftable("s_churn draws noise that a draft cannot draw again")
-        model_options = call.extra_args.get("model_options", {})
         backend = choose_backend(
             Request(
                 model,
-                model_options,
+                call.model_options,
                 settings.width,
                 verified=settings.mode == "verified",
                 warn=self._warn,
                 inform=self._inform,
                 clock=self._clock,
+                shape=x.shape,
             )
         )
+        result = None
+        try:
+            result, report = self._sample(backend, model, x, sigmas, callback, call)
+        finally:
+            backend.close(result)
+        report.seconds = self._clock() - started
+        self._tell(report, len(sigmas) - 1, f"{backend}")
+        return result
+
+    def _sample(
+        self, backend: Backend, model: Any, x: Tensor, sigmas: Tensor, callback: Any, call: SamplerCall
+    ) -> tuple[Tensor, Report]:
+        """As :meth:`_drafted`, by a backend."""
+        settings = self.settings
         predicted = functools.partial(stand_in, model, backend)
         found = trace(call.silent, predicted, sigmas, x.ndim)
         policy = Policy(settings.mode, len(found.calls), settings.tolerance)
-        space = Space(alpha_of(model_sampling_of(model, model_options)))
+        space = Space(alpha_of(model_sampling_of(model, call.model_options)))
         noises = self._noises(call, predicted, found, x, sigmas)
         speculative = SpeculativeModel(
             model,
@@ -138,15 +157,10 @@ class DraftRefine(comfy.samplers.KSAMPLER):
             shape=x.shape,
         )
         noise = noises.reader() if found.stochastic else None
-        try:
-            result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
-        finally:
-            backend.close()
+        result = call(speculative, x.clone(), sigmas.clone(), callback, noise)
         report = speculative.report
-        report.seconds = self._clock() - started
         report.speeds, (report.fastest, report.call_s) = backend.speeds, backend.fastest
-        self._tell(report, len(sigmas) - 1, f"{backend}")
-        return result
+        return result, report
 
     def _skippable(self, backend: Backend, found: Trace) -> frozenset[int]:
         """Calls that may be interpolated where a round evaluates one state. Raises :class:`Undraftable` where
@@ -215,6 +229,10 @@ class SamplerCall:
     extra_args: dict[str, Any]
     options: dict[str, Any]
     disable: bool | None
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        return self.extra_args.get("model_options", {})
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, callback: Any, noise: NoiseSampler | None = None

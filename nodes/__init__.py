@@ -5,6 +5,7 @@ A node says its inputs, reads them, calls one function and wraps what it gives. 
 values that features pass to one another, and pictures of results; mathematics belongs to a feature.
 """
 
+from .cluster import DraftCluster
 from .compare import Compare
 from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
@@ -21,6 +22,7 @@ NODE_CLASSES = [
     StudentSampler,
     DistillGuidance,
     DraftDevices,
+    DraftCluster,
     DraftRefineSampler,
     DraftRefineKSampler,
     StabilityProfile,

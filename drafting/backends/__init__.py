@@ -17,10 +17,11 @@ from ..errors import MainDeviceOnly, Undraftable
 from ..speculation import State
 from .base import Backend, Request
 from .batch import Batch
+from .cluster import Cluster
 from .one_device import OneDevice
 from .replicas import Replicas
 
-BACKENDS: tuple[type[Backend], ...] = (Replicas, Batch, OneDevice)
+BACKENDS: tuple[type[Backend], ...] = (Cluster, Replicas, Batch, OneDevice)
 """In order of preference."""
 
 

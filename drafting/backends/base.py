@@ -27,7 +27,8 @@ class Request:
     """What is to be evaluated: the model of a sampler, and the options and conditioning it is called with.
 
     model: core's KSamplerX0Inpaint, or what another node wrapped around it. width: states a round, or 0: what
-    Draft Devices says, or else what the backend thinks best.
+    Draft Devices says, or else what the backend thinks best. shape: of the state [B, ...], where a sampler
+    node samples it: workers that run its graph come to the same model then.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class Request:
     warn: Say = warn
     inform: Say = inform
     clock: Callable[[], float] = time.perf_counter
+    shape: torch.Size | None = None
 
     @property
     def wish(self) -> dict[str, Any]:
@@ -151,9 +153,6 @@ class Backend:
     def arrived(self) -> Mapping[int, Arrival]:
         return {}
 
-    def close(self) -> None:
-        """Wait for whatever is still being evaluated. Called when the picture is done, or given up."""
-
     def _before_drafts(self, arguments: dict[str, Any]) -> None:
         if not self._drafted:
             self._drafted = True
@@ -197,6 +196,11 @@ class Backend:
         for hook in arguments.get("model_options", {}).get(POST_CFG, [])[self._graph_hooks :]:
             denoised = hook({"denoised": denoised, "uncond_denoised": prediction[-1], "input": x})
         return denoised
+
+    def close(self, result: Tensor | None) -> None:
+        """The sampler is through, with its result, or without one where it was given up: wait for whatever is
+        still being evaluated.
+        """
 
     def _consult(self, x: Tensor) -> None:
         """Refuse what was refused before, before anything is evaluated."""

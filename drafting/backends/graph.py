@@ -15,6 +15,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..cluster.pool import Pool
 from ..devices import DEVICES
 from ..object_state import ObjectState, last_part
 from ..verdicts import Verdicts
@@ -28,6 +29,7 @@ CLOSED = (
     comfy.model_patcher.ModelPatcher,
     comfy.model_base.BaseModel,
     comfy.multigpu.MultiGPUThreadPool,
+    Pool,
     Verdicts,
 )
 SETTLING_CALLS = 2

@@ -98,7 +98,7 @@ class Replicas(Backend):
     def arrived(self) -> Mapping[int, Arrival]:
         return self._arrived
 
-    def close(self) -> None:
+    def close(self, result: Tensor | None) -> None:
         while self._flights:
             place, flight = self._flights.popitem()
             self._workers.wait(place, flight.answer)

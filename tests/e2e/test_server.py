@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from devtools.server import Server
 
 NODES = [
+    "DizzyDiffCluster",
     "DizzyDiffCompare",
     "DizzyDiffDevices",
     "DizzyDiffDistillGuidance",

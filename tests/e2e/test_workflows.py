@@ -5,6 +5,7 @@ reader.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from .test_server import error_of
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 EXPECTED = {
+    "cluster": 4,
     "compare": 2,
     "distil": 4,
     "draft_inpaint": 4,
@@ -35,7 +37,12 @@ EXPECTED = {
     "stability_grid": 4,
 }
 """Pictures that each workflow on the embedded pipeline makes."""
-RUNNING = [path for path in WORKFLOWS if path.stem in EXPECTED]
+NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+RUNNING = [
+    pytest.param(path, marks=NEEDS_RAY if path.stem == "cluster" else ())
+    for path in WORKFLOWS
+    if path.stem in EXPECTED
+]
 DOWNLOADING = [path for path in WORKFLOWS if path.stem not in EXPECTED]
 
 

@@ -29,9 +29,13 @@ COMFYUI |= {"node_helpers", "nodes", "server", "execution", "comfyui_version"}
 MEET_COMFYUI = {
     "drafting.backends.base",
     "drafting.backends.batch",
+    "drafting.backends.cluster",
     "drafting.backends.graph",
     "drafting.backends.replicas",
     "drafting.backends.workers",
+    "drafting.cluster.entrance",
+    "drafting.cluster.place",
+    "drafting.cluster.worker",
     "drafting.devices",
     "drafting.own_noise",
     "drafting.sampler",
