@@ -155,7 +155,7 @@ def _extrapolated(stochastic: bool) -> Drafts:
     """What deviates least. eps of a smooth trajectory is extrapolated; eps at a state with fresh noise
     contains that noise, so there the newest prediction follows the state by a fitted share.
     """
-    return Drafts(GaussianResponse() if stochastic else EpsPolynomial((2, 3, 1, 0)), "F")
+    return Drafts(GaussianResponse() if stochastic else EpsPolynomial((2, 3, 1)), "F")
 
 
 DraftsName = Literal["extrapolated", "frozen"]
