@@ -58,7 +58,8 @@ def _width() -> io.Int.Input:
         default=0,
         min=0,
         max=64,
-        tooltip="Predictions evaluated at the same time. 0: as many as there are devices, or 4 in a batch.",
+        tooltip="Predictions evaluated at the same time, at most. 0: what makes the picture end soonest by "
+        "the devices' speeds, one each where these are equal; or 4 in a batch.",
     )
 
 
