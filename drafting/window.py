@@ -247,8 +247,7 @@ class Window:
         predicted = self._predicted if how.policy.verifies else {}
         errors = {m: row(difference(found[m], each)) for m, each in predicted.items() if m in found}
         missed = {m: row(each) for m, each in self._missed.items()}
-        nodes = newest_per_sigma([*self._history, *seen.values()], self._rising)[-NODES:]
-        third = row(divided_difference(space, nodes)) if self._skippable and len(nodes) == NODES else ()
+        third = row(self._third_difference())
         shifts = {m: row((shift,))[0] for m, shift in self._shifts.items()}
         gram, parameter, elsewhere = self._span.gram(rows), before.parameter, before.lipschitz_elsewhere
         if drafted:
@@ -271,6 +270,12 @@ class Window:
             of_draft=self._of_draft,
             third=third,
         )
+
+    def _third_difference(self) -> Prediction:
+        """F[t0, t1, t2, t3] of the newest evaluations; () where no call is skipped, or there are too few."""
+        nodes = newest_per_sigma([*self._history, *self._seen.values()], self._rising)[-NODES:]
+        known = self._skippable and len(nodes) == NODES
+        return divided_difference(self._how.space, nodes) if known else ()
 
     def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:
         space, elsewhere = self._how.space, self._dropped.get(m)

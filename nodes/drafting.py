@@ -57,7 +57,8 @@ class DraftDevices(io.ComfyNode):
                     "against it. Or a list such as: cuda:0, cuda:1",
                 ),
                 drafting_inputs.predictions_per_round(
-                    "Evaluated at the same time. 0: as many as there are devices, or 4 in a batch."
+                    "Evaluated at the same time, at most. 0: what makes the picture end soonest, one each on "
+                    "equal devices; or 4 in a batch."
                 ),
             ],
             accept_all_inputs=True,

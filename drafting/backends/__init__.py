@@ -68,7 +68,9 @@ class RowsOnDevices:
     def _choose(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Backend | None:
         """With one state evaluated alone, against which the devices are checked."""
         try:
-            backend = choose_backend(Request(model, extra_args["model_options"], warn=self._say))
+            backend = choose_backend(
+                Request(model, extra_args["model_options"], warn=self._say, inform=self._say)
+            )
             if backend.places < 2:
                 return None
             backend([State(x, float(sigma[0]), sigma[:1])], extra_args)
