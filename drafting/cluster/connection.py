@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,10 @@ class Head:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        assert self._process.stdin is not None
+        weakref.finalize(
+            self, self._process.stdin.close
+        )  # what is no more in use is waited for, and kept open
         said = self._first_line(look)
         ready, _, self.address = said.partition(" ")
         if ready != READY:
