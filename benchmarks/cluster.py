@@ -161,6 +161,6 @@ def killed(running: server.Server, kills: int) -> Row:
         "pictures finished": finished,
         "named once": named,
         "largest deviation": largest,
-        "seconds for a new worker and the picture": statistics.median(waits),
+        "seconds of the picture": statistics.median(waits),
     }
     return row if finished == named == kills and largest < TOLERANCE else {**row, "failed": True}

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -74,9 +74,16 @@ class Head:
     """A Ray on loopback, with a secret of its own, that ends when this process or this object does."""
 
     def __init__(self, cpus: int, look: Look) -> None:
-        """cpus: workers it has place for. Raises :class:`NoCluster`."""
+        """cpus: workers it has place for. Raises :class:`NoRay` and :class:`NoCluster`."""
+        if "ray" in sys.modules and MODE not in os.environ:
+            raise NoCluster(
+                "Ray runs in this ComfyUI already, for another address or another pack. Restart ComfyUI to "
+                f"use {LOCAL!r}."
+            )
+        os.environ.setdefault(MODE, "token")  # Ray reads both when it is imported
+        os.environ.setdefault(TOKEN, secrets.token_hex(32))
+        import_ray()
         self.folder = tempfile.mkdtemp(prefix="dizzydiff-ray-")
-        os.environ.setdefault(TOKEN, secrets.token_hex(32))  # Ray reads it once a process
         environment = {**os.environ, **SETTINGS, **OF_HEAD}
         environment.pop(ADDRESS, None)
         self._process = subprocess.Popen(
@@ -86,8 +93,13 @@ class Head:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        assert self._process.stdin is not None
+        weakref.finalize(
+            self, self._process.stdin.close
+        )  # what is no more in use is waited for, and kept open
         said = self._first_line(look)
-        if said != READY:
+        ready, _, self.address = said.partition(" ")
+        if ready != READY:
             raise NoCluster(f"Ray could not be started on this machine: {said[:400]}")
 
     @property
@@ -130,27 +142,10 @@ def connect(address: str, head: Head | None) -> ModuleType:
         if head is None:
             ray.init(address=address, **quiet)
         else:
-            with _own_environment():
-                ray.init(address=AUTO, _temp_dir=head.folder, **quiet)
+            ray.init(address=head.address, _temp_dir=head.folder, **quiet)
     except Exception as error:
         raise NoCluster(f"No Ray cluster could be used at {address!r}: {_short(error)}") from error
     return ray
-
-
-@contextmanager
-def _own_environment() -> Iterator[None]:
-    """In which Ray looks for a head in the folder that it is given, and turns its secret on anew, since it
-    forgets that it is on with a connection that it ends.
-    """
-    before = os.environ.pop(ADDRESS, None)
-    mode = os.environ.get(MODE)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[ADDRESS] = before
-        if mode is None:
-            os.environ.pop(MODE, None)
 
 
 def _answers(ray: ModuleType) -> bool:

@@ -60,10 +60,15 @@ def entrances_there(wish: Wish, resources: Mapping[str, float], say: Say) -> lis
     """
     kind = "GPU" if resources.get("GPU", 0) >= 1 else "CPU"
     places = int(resources.get(kind, 0))
-    if (kind == "CPU" and not wish.workers) or not places:
+    if kind == "CPU" and not wish.workers:
         raise NoCluster(
             f"The cluster at {wish.address!r} has no GPU. Start Ray on machines that have, or set workers to "
             "a number to use CPUs."
+        )
+    if not places:
+        raise NoCluster(
+            f"The cluster at {wish.address!r} has no place for a worker: neither a GPU nor a CPU. Start Ray "
+            "on a further machine."
         )
     if wish.workers > places:
         say(f"Draft Cluster has {places} workers of {wish.workers}: the cluster has {places} {kind}s.")

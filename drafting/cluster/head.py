@@ -18,7 +18,7 @@ READY, LISTENS = "ready", "Ray listens beyond this machine"
 
 
 def main(folder: str, cpus: str) -> None:
-    """Prints one line, READY or what went wrong."""
+    """Prints one line: READY and the address, or what went wrong."""
     import ray
 
     try:
@@ -32,7 +32,9 @@ def main(folder: str, cpus: str) -> None:
                 _temp_dir=folder,
             )
             addresses = {node["NodeManagerAddress"] for node in ray.nodes()}
-            print(READY if addresses <= {"127.0.0.1", "::1"} else f"{LISTENS}: {addresses}", flush=True)
+            alone = addresses <= {"127.0.0.1", "::1"}
+            said = f"{READY} {ray.get_runtime_context().gcs_address}" if alone else f"{LISTENS}: {addresses}"
+            print(said, flush=True)
         except Exception as error:
             print(" ".join(f"{type(error).__name__}: {error}".split()), flush=True)
         sys.stdin.buffer.read()

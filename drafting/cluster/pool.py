@@ -14,7 +14,7 @@ from typing import Any
 
 from ...common.messages import Say
 from . import bootstrap
-from .connection import LOCAL, POLL_S, Head, Look, connect, import_ray
+from .connection import LOCAL, POLL_S, Head, Look, connect
 from .entrance import Entrance, Wish, entrances_here, entrances_there
 from .version import version
 
@@ -124,7 +124,6 @@ class Pool:
     def _connect(self, say: Say, look: Look) -> ModuleType:
         wish = self.wish
         if wish.address == LOCAL and (self._head is None or not self._head.lives):
-            import_ray()
             say("Draft Cluster starts Ray and its workers on this machine. That takes a while, once.")
             self._head, self._members = Head(len(wish.devices), look), {}
         return connect(wish.address, self._head)

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dizzydiff.drafting.cluster.connection import check_address, connect, import_ray, knock
+from dizzydiff.drafting.cluster.connection import Head, check_address, connect, import_ray, knock
 from dizzydiff.drafting.cluster.graph import STAND_IN, upstream
 from dizzydiff.drafting.cluster.session import NotThere, Session, Stopped
 from dizzydiff.drafting.cluster.wire import packed, unpacked
@@ -47,6 +52,56 @@ def test_an_address_where_nobody_is_is_told_at_once() -> None:
     with pytest.raises(NoCluster, match=r"127\.0\.0\.1:1"):
         knock("127.0.0.1:1")
     knock("local")
+
+
+RAY = """
+import types
+def init(**told): {init}
+def nodes(): return [{{"NodeManagerAddress": "{address}"}}]
+def get_runtime_context(): return types.SimpleNamespace(gcs_address="127.0.0.1:4321")
+def shutdown(): pass
+"""
+
+
+@pytest.fixture
+def pretend_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives the program that starts Ray another one, which starts nothing."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+
+    def write(init: str = "pass", address: str = "127.0.0.1") -> None:
+        (tmp_path / "ray.py").write_text(RAY.format(init=init, address=address), encoding="utf-8")
+
+    return write
+
+
+def test_a_ray_of_this_machine_ends_with_what_holds_it(pretend_ray: Callable[..., None]) -> None:
+    pretend_ray()
+    head = Head(1, lambda: None)
+    folder, ends = Path(head.folder), time.monotonic() + 60
+    assert head.address == "127.0.0.1:4321" and head.lives and folder.is_dir()
+    del head
+    gc.collect()
+    while folder.exists():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"init": "raise RuntimeError('no room')"}, "RuntimeError: no room"),
+        ({"address": "192.168.1.10"}, "Ray listens beyond this machine"),
+    ],
+)
+def test_a_ray_that_does_not_start_or_listens_beyond_this_machine_is_not_used(
+    told: dict[str, str], sentence: str, pretend_ray: Callable[..., None]
+) -> None:
+    pretend_ray(**told)
+    with pytest.raises(NoCluster, match=sentence):
+        Head(1, lambda: None)
 
 
 PROMPT: dict[str, dict[str, Any]] = {
