@@ -86,7 +86,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 def graph(side: int, armed: Path, main: int, **sampling: Any) -> dict[str, Any]:
     """A picture of the embedded teacher by one worker beside ComfyUI's own device."""
     told = {"seed": 1, "steps": STEPS, "cfg": 2.0, "sampler_name": "euler", "scheduler": "karras"}
-    told |= {"denoise": 1.0, "mode": "verified", "width": 0, "tolerance": TOLERANCE}
+    told |= {"denoise": 1.0, "mode": "verified", "predictions_per_round": 0, "tolerance": TOLERANCE}
     return {
         "1": node("DizzyDiffLoadPipeline", pipeline="tiny/teacher"),
         "2": node("FaultInWorkers", model=["1", 0], fault="kill", armed=str(armed), main=main),

@@ -13,6 +13,7 @@ from ..drafting.cluster.pool import pool_of
 from ..drafting.cluster.session import SERVING
 from ..drafting.devices import clustered
 from ..drafting.errors import NoCluster
+from . import drafting_inputs
 from .notice import show_at_node
 
 ALIASES = [
@@ -67,12 +68,8 @@ class DraftCluster(io.ComfyNode):
                     tooltip="For local. auto: every GPU but ComfyUI's own, or the CPU where ComfyUI runs on "
                     "that. Or a list, one a worker, such as: cuda:1, cuda:2",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip="Predictions evaluated at the same time. 0: one a worker, and one here.",
+                drafting_inputs.predictions_per_round(
+                    "Evaluated at the same time, at most. 0: one a worker, and one here."
                 ),
             ],
             outputs=[
@@ -92,9 +89,11 @@ class DraftCluster(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model: Any, address: str, workers: int, devices: str, width: int) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, address: str, workers: int, devices: str, predictions_per_round: int = 0
+    ) -> io.NodeOutput:
         if SERVING.get() is not None:
-            return io.NodeOutput(clustered(model, None, width))
+            return io.NodeOutput(clustered(model, None, predictions_per_round))
         address = check_address(address)
         knock(address)  # a mistake must not end the workers there are
         here = devices_here(devices, workers) if address == LOCAL else ()
@@ -104,4 +103,4 @@ class DraftCluster(io.ComfyNode):
         if not members:
             raise NoCluster("No worker of the cluster is left; see what is said of each.")
         say(f"Draft Cluster: {', '.join(member.name for member in members)}.")
-        return io.NodeOutput(clustered(model, pool, width))
+        return io.NodeOutput(clustered(model, pool, predictions_per_round))

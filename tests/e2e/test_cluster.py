@@ -48,7 +48,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def cluster(**given: Any) -> dict[str, Any]:
-    told = {"address": "local", "workers": 2, "devices": "cpu", "width": 0}
+    told = {"address": "local", "workers": 2, "devices": "cpu", "predictions_per_round": 0}
     return node("DizzyDiffCluster", model=["source", 0], **{**told, **given})
 
 
@@ -64,7 +64,7 @@ def graph(where: dict[str, Any], **given: Any) -> Graph:
     sampling = {
         "model": ["where", 0], "positive": ["positive", 0], "negative": ["negative", 0],
         "latent_image": ["latent", 0], "seed": 1, "steps": 12, "cfg": 2.0, "sampler_name": "euler",
-        "scheduler": "karras", "denoise": 1.0, "mode": "verified", "width": 0, "tolerance": TOLERANCE,
+        "scheduler": "karras", "denoise": 1.0, "mode": "verified", "tolerance": TOLERANCE,
     }  # fmt: skip
     nodes = {
         "loader": node("DizzyDiffLoadPipeline", pipeline="tiny/teacher"),
