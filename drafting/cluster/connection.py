@@ -94,9 +94,8 @@ class Head:
             env=environment,
         )
         assert self._process.stdin is not None
-        weakref.finalize(
-            self, self._process.stdin.close
-        )  # what is no more in use is waited for, and kept open
+        # A program that runs is kept by Python, and its input open, though nobody else knows it any more.
+        weakref.finalize(self, self._process.stdin.close)
         said = self._first_line(look)
         ready, _, self.address = said.partition(" ")
         if ready != READY:
@@ -149,10 +148,19 @@ def connect(address: str, head: Head | None) -> ModuleType:
 
 
 def _answers(ray: ModuleType) -> bool:
-    """Whether the head still knows a node that lives."""
+    """Whether the head still knows a node that lives. Where it is gone, Ray waits for it."""
+    said: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            said.put(any(node["Alive"] for node in ray.nodes()))
+        except Exception:
+            said.put(False)
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        return any(node["Alive"] for node in ray.nodes())
-    except Exception:
+        return said.get(timeout=ANSWER_S)
+    except queue.Empty:
         return False
 
 

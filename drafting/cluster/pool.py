@@ -70,7 +70,7 @@ class Member:
     def lives(self, look: Look) -> bool:
         """Whether it answers. One that does not is ended, so that another can take its place."""
         try:
-            wait(self._ray, self._actor.__ray_ready__.remote(), ALIVE_S, look)
+            wait(self._ray, self.ask("facts"), ALIVE_S, look)
         except Lost:
             self.kill()
             return False
@@ -83,6 +83,7 @@ class Pool:
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
         self._head: Head | None = None
+        self._connection = ""
         self._members: dict[int, Member] = {}
         self._run: tuple[Any, str, int] = (None, "", 0)
 
@@ -125,8 +126,12 @@ class Pool:
         wish = self.wish
         if wish.address == LOCAL and (self._head is None or not self._head.lives):
             say("Draft Cluster starts Ray and its workers on this machine. That takes a while, once.")
-            self._head, self._members = Head(len(wish.devices), look), {}
-        return connect(wish.address, self._head)
+            self._head = Head(len(wish.devices), look)
+        ray = connect(wish.address, self._head)
+        context = ray.get_runtime_context()
+        if (now := f"{context.get_node_id()} {context.get_job_id()}") != self._connection:
+            self._connection, self._members = now, {}  # workers of a connection end with it
+        return ray
 
     def _member(self, ray: ModuleType, actor: Any, facts: dict[str, Any]) -> Member:
         if "error" in facts:

@@ -249,6 +249,13 @@ def test_what_cannot_be_used_is_said_at_the_node(given: dict[str, Any], sentence
     assert ", ".join(WORKERS) in said
 
 
+def test_a_ray_that_is_gone_is_started_again(comfy: Server) -> None:
+    (head,) = [each for each in processes(comfy) if "head.py" in " ".join(each.cmdline())]
+    head.kill()
+    _, said, _ = drawn(comfy, graph(cluster(), seed=71))
+    assert ", ".join(WORKERS) in said
+
+
 def test_everything_listens_on_loopback_alone(comfy: Server) -> None:
     listening = [
         connection.laddr.ip
