@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +33,19 @@ Graph = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def comfy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def ray_here() -> None:
+    """A Ray of nobody's starts on this machine."""
+    alone = "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False); ray.shutdown()"
+    quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    tried = subprocess.run(
+        [sys.executable, "-c", alone], capture_output=True, text=True, timeout=300, env=quiet
+    )
+    if tried.returncode:
+        pytest.skip(f"Ray itself does not start on this machine: {tried.stderr[-300:]}")
+
+
+@pytest.fixture(scope="module")
+def comfy(root: Path, tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("cluster")
     base = comfyui.make_base(root, folder / "base")
     faults = Path(__file__).with_name("cluster_faults")
@@ -52,7 +66,24 @@ def cluster(**given: Any) -> dict[str, Any]:
     return node("DizzyDiffCluster", model=["source", 0], **{**told, **given})
 
 
-THREADS = node("DizzyDiffDevices", model=["source", 0], devices="cpu, cpu:1, cpu:2", width=0)
+def of_threads(prompt: Graph) -> Graph:
+    """The same picture from as many threads of one process as there are workers, and one more."""
+    given = prompt["sampler"]["inputs"]
+    conditions = {name: given[name] for name in ("cfg", "positive", "negative", "latent_image")}
+    return prompt | {
+        "where": node("DizzyDiffDevices", model=["loader", 0], devices="cpu, cpu:1, cpu:2"),
+        "plain": node("KSamplerSelect", sampler_name=given["sampler_name"]),
+        "drafted": node("OnEqualDevices", sampler=["plain", 0], tolerance=TOLERANCE),
+        "sigmas": node(
+            "BasicScheduler", model=["loader", 0], scheduler=given["scheduler"], steps=given["steps"],
+            denoise=given["denoise"],
+        ),
+        "sampler": node(
+            "SamplerCustom", model=["where", 0], add_noise=True, noise_seed=given["seed"],
+            sampler=["drafted", 0], sigmas=["sigmas", 0], **conditions,
+        ),
+        "shown": node("PreviewAny", source=["sampler", 0]),
+    }  # fmt: skip
 
 
 def graph(where: dict[str, Any], **given: Any) -> Graph:
@@ -89,8 +120,8 @@ def drawn(comfy: Server, prompt: Graph) -> tuple[Tensor, str, dict[str, Any]]:
     assert entry["status"]["status_str"] == "success", entry["status"]
     (file,) = entry["outputs"]["saved"]["latents"]
     latent = load_file(comfy.output / file["subfolder"] / file["filename"])["latent_tensor"]
-    said = entry["outputs"]["sampler"]
-    return latent, " ".join(said["text"]), (said["draft_refine"] or [{}])[0]
+    said = entry["outputs"].get("sampler", {})
+    return latent, " ".join(said.get("text", [])), (said.get("draft_refine") or [{}])[0]
 
 
 def off(result: Tensor, reference: Tensor) -> float:
@@ -140,13 +171,12 @@ SECOND = {
 def test_the_picture_is_that_of_threads_bit_for_bit(
     changed: dict[str, Any], more: Graph, comfy: Server
 ) -> None:
-    of_cluster, said, numbers = drawn(comfy, graph(cluster(), **changed) | more)
-    of_threads, _, expected = drawn(
-        comfy, graph({**THREADS, "inputs": {**THREADS["inputs"], "model": ["loader", 0]}}, **changed) | more
-    )
+    prompt = graph(cluster(), **changed) | more
+    of_cluster, said, numbers = drawn(comfy, prompt)
+    expected, _, _ = drawn(comfy, of_threads(prompt))
     assert f"on cpu, {', '.join(WORKERS)}, " in said
-    assert torch.equal(of_cluster, of_threads)
-    assert numbers["rounds"] == expected["rounds"] < expected["calls"]
+    assert torch.equal(of_cluster, expected)
+    assert numbers["rounds"] < numbers["calls"]
 
 
 def test_another_model_is_another_model_there_too(comfy: Server) -> None:

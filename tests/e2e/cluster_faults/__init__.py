@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A pack for the tests: what can go wrong in a worker, at a model call that is counted, not timed."""
+"""A pack for the tests: what can go wrong in a worker, at a model call that is counted, not timed; and
+devices that are equal, however busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +78,27 @@ def otherwise(file: Path, calls: int) -> float:
 ACTS = {"kill": kill, "hang": hang, "fail": fail, "otherwise": otherwise}
 
 
+class OnEqualDevices:
+    """Draft-Refine where no time passes, so that all devices are of the same speed."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "give"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"sampler": ("SAMPLER",), "tolerance": ("FLOAT",)}}
+
+    def give(self, sampler: Any, tolerance: float) -> tuple[Any]:
+        import nodes
+
+        made = nodes.NODE_CLASS_MAPPINGS["DizzyDiffDraftRefine"].execute(
+            sampler, "verified", tolerance=tolerance
+        )
+        (drafted,) = made.result
+        drafted._clock = lambda: 0.0
+        return (drafted,)
+
+
 class OnlyHere:
     """The model, where a file exists that only one process knows of."""
 
@@ -100,6 +123,10 @@ class OnlyInstalledHere(OnlyHere):
         return True
 
 
-NODE_CLASS_MAPPINGS = {"FaultInWorkers": FaultInWorkers, "OnlyHere": OnlyHere}
+NODE_CLASS_MAPPINGS = {
+    "FaultInWorkers": FaultInWorkers,
+    "OnlyHere": OnlyHere,
+    "OnEqualDevices": OnEqualDevices,
+}
 if "ray" not in sys.modules:
     NODE_CLASS_MAPPINGS["OnlyInstalledHere"] = OnlyInstalledHere
