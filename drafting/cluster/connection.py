@@ -123,14 +123,13 @@ def connect(address: str, head: Head | None) -> ModuleType:
 
     What was connected for us before is let go. Raises :class:`NoRay`, :class:`NoCluster`.
     """
-    ray = import_ray()
-    mine = NAMESPACE + (address if head is None else head.folder)
+    ray, mine = import_ray(), _namespace(address, head)
     if head is None:
         knock(address)
+    if connected(address, head):
+        return ray
     if ray.is_initialized():
         now = ray.get_runtime_context().namespace
-        if now == mine and _answers(ray):
-            return ray
         if not now.startswith(NAMESPACE):
             raise NoCluster(
                 "Another pack has connected this ComfyUI to a Ray cluster already. Remove or disable it."
@@ -145,6 +144,18 @@ def connect(address: str, head: Head | None) -> ModuleType:
     except Exception as error:
         raise NoCluster(f"No Ray cluster could be used at {address!r}: {_short(error)}") from error
     return ray
+
+
+def connected(address: str, head: Head | None) -> bool:
+    """Whether there is a connection to it that answers."""
+    ray = import_ray()
+    if not ray.is_initialized() or ray.get_runtime_context().namespace != _namespace(address, head):
+        return False
+    return _answers(ray)
+
+
+def _namespace(address: str, head: Head | None) -> str:
+    return NAMESPACE + (address if head is None else head.folder)
 
 
 def _answers(ray: ModuleType) -> bool:

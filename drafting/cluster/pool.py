@@ -14,7 +14,7 @@ from typing import Any
 
 from ...common.messages import Say
 from . import bootstrap
-from .connection import LOCAL, POLL_S, Head, Look, connect
+from .connection import LOCAL, POLL_S, Head, Look, connect, connected
 from .entrance import Entrance, Wish, entrances_here, entrances_there
 from .version import version
 
@@ -124,7 +124,8 @@ class Pool:
 
     def _connect(self, say: Say, look: Look) -> ModuleType:
         wish = self.wish
-        if wish.address == LOCAL and (self._head is None or not self._head.lives):
+        # A head is connected to once: where it no longer answers, Ray would wait for it without end.
+        if wish.address == LOCAL and not (self._head and self._head.lives and connected(LOCAL, self._head)):
             say("Draft Cluster starts Ray and its workers on this machine. That takes a while, once.")
             self._head = Head(len(wish.devices), look)
         ray = connect(wish.address, self._head)
