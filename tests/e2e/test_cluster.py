@@ -38,7 +38,7 @@ def ray_here() -> None:
     alone = "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False); ray.shutdown()"
     quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     tried = subprocess.run(
-        [sys.executable, "-c", alone], capture_output=True, text=True, timeout=300, env=quiet
+        [sys.executable, "-c", alone], capture_output=True, encoding="utf-8", timeout=300, env=quiet
     )
     if tried.returncode:
         pytest.skip(f"Ray itself does not start on this machine: {tried.stderr[-300:]}")
