@@ -6,9 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..common.messages import both, inform
 from ..noise.poisson import PoissonNoise as Stretched
 from ..noise.poisson import PoissonSteps
 from ..noise.spin import SpinNoise as Spun
+from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/noise"
 
@@ -109,6 +111,7 @@ def poisson_sampler(sampler: Any, D: int) -> Any:
         return comfy.samplers.sampler_object("euler")
     function = getattr(sampler, "sampler_function", None)
     if function is None or "noise_sampler" not in inspect.signature(function).parameters:
+        both(inform, show_at_node)("This sampler takes no noise for its steps: it comes out as it went in.")
         return sampler
     steps = PoissonSteps(function, D, default_noise_sampler)
     return comfy.samplers.KSAMPLER(steps, sampler.extra_options, sampler.inpaint_options)

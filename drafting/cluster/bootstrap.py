@@ -41,7 +41,7 @@ class Host:
             if self._worker is None:
                 self._worker = self._enter(entrance)
             return self._worker.facts()
-        except BaseException as error:
+        except BaseException as error:  # ComfyUI may end the process where it cannot start, and is to say why
             return {"error": f"{type(error).__name__}: {error}"}
 
     def ask(self, what: str, *given: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Host:
         """
         try:
             return {"answer": getattr(self._worker, what)(*given)}
-        except BaseException as error:
+        except BaseException as error:  # an interruption is one
             return {"error": f"{type(error).__name__}: {error}"}
 
     def _enter(self, entrance: dict[str, Any]) -> Any:
@@ -58,6 +58,8 @@ class Host:
         sys.path.insert(0, str(self._comfyui(entrance)))
         sys.argv = ["main.py"]
         arguments = importlib.import_module("comfy.cli_args").args
+        # Some are of ComfyUI's own classes, which this process had not before. They come with the call that
+        # made this worker, from whoever may run code here anyway.
         settings = pickle.loads(entrance["settings"])
         for name in DIRECTORIES:
             if settings.get(name) and not os.path.isdir(settings[name]):

@@ -57,7 +57,7 @@ class Session:
                 return task
             try:
                 task.answer.set_result(task.predict(model, extra_args))
-            except BaseException as error:
+            except BaseException as error:  # whoever asked waits for it in another thread
                 task.answer.set_exception(error)
 
     def ask(self, visit: int, predict: Predict) -> list[Any]:

@@ -130,7 +130,7 @@ class Worker:
             if not (why := missing(graph) or asyncio.run(invalid(session.run, graph, node))):
                 self._executor.execute(graph, session.run, {}, [node])
                 why = failure(self._executor.status_messages)
-        except BaseException as error:
+        except BaseException as error:  # of a thread that nobody joins: it is told to whoever asks next
             why = f"{type(error).__name__}: {error}"
         finally:
             session.end(why)

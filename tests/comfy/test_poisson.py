@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,13 @@ def test_all_parts_of_a_latent_are_stretched_alike() -> None:
     assert first == pytest.approx(second, rel=1e-5) and abs(first - 1) > 1e-3
 
 
-def test_a_sampler_without_noise_comes_out_as_it_went_in() -> None:
+def test_a_sampler_without_noise_comes_out_as_it_went_in_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     euler = comfy.samplers.sampler_object("euler")
-    assert PoissonNoise.execute(5, D, euler).result[1] is euler
+    with caplog.at_level(logging.INFO, "dizzydiff"):
+        assert PoissonNoise.execute(5, D, euler).result[1] is euler
+    assert "takes no noise for its steps" in caplog.text
     assert PoissonNoise.execute(5, D).result[1].sampler_function is euler.sampler_function
 
 
