@@ -22,6 +22,8 @@ LEAST_GAIN = 0.03
 MOST_CALLS = 4
 """One after the other on one device in a round."""
 SLACK = 1e-6
+DIGITS = 9
+"""Speeds and gains that differ beyond these are told apart: the unit of speeds must not choose among equals."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ def allot(speeds: Sequence[float], *, width: int = 0, use: float = 1.0, far: boo
     come back in a later round, and a round of one state may skip a call.
     """
     fastest = max(speeds)
-    relative = [speed / fastest for speed in speeds]
+    relative = [round(speed / fastest, DIGITS) for speed in speeds]
     if min(relative) == 1.0:
         near = tuple(i % len(speeds) for i in range(width or len(speeds)))
         length = float(math.ceil(len(near) / len(speeds)))
         return Allotment(near, (), length, calls_a_round(len(near), use) / length)
     alone = SKIPPING if far else 1.0
-    lengths = {calls / speed for speed in relative for calls in range(1, MOST_CALLS + 1)}
+    lengths = {round(calls / speed, DIGITS) for speed in relative for calls in range(1, MOST_CALLS + 1)}
     candidates = []
     for length in sorted(lengths):
         near = _near(relative, length, width)
@@ -86,13 +88,13 @@ def allot(speeds: Sequence[float], *, width: int = 0, use: float = 1.0, far: boo
         answered = calls_a_round(len(near), use) if len(near) > 1 else alone
         candidate = Allotment(near, (), length, answered / length / alone)
         candidates.append(_with_far(candidate, relative, width, alone) if far else candidate)
-    return max(candidates, key=lambda each: each.gain)
+    return max(candidates, key=lambda each: round(each.gain, DIGITS))
 
 
 def _near(speeds: Sequence[float], length: float, width: int) -> tuple[int, ...]:
     """Whoever ends a call within a round of this length takes part, as often as it does."""
     ends = sorted(
-        (calls / speed, device)
+        (round(calls / speed, DIGITS), device)
         for device, speed in enumerate(speeds)
         for calls in range(1, int(length * speed + SLACK) + 1)
     )

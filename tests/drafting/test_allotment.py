@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from dizzydiff.drafting.allotment import VERIFIED_USE, allot, calls_a_round, speed_class
@@ -64,6 +64,7 @@ def test_the_states_needed_soonest_are_on_devices_that_end_soonest(
 
 
 @given(unequal, classes, uses, st.booleans())
+@example([2**1.5] * 4 + [4.0, 2**-2.5, 2**-3], 2**0.5, 1.0, False)
 def test_only_the_ratios_of_speeds_count(speeds: list[float], unit: float, use: float, far: bool) -> None:
     one, other = (allot([speed * by for speed in speeds], use=use, far=far) for by in (1.0, unit))
     assert one.used == other.used and one.near == other.near and one.far == other.far
