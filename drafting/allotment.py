@@ -23,7 +23,7 @@ MOST_CALLS = 4
 """One after the other on one device in a round."""
 SLACK = 1e-6
 DIGITS = 9
-"""Speeds and gains that differ beyond these are told apart: the unit of speeds must not choose among equals."""
+"""Speeds and gains are equal up to here: the unit of speeds must not choose among equals."""
 
 
 @dataclass(frozen=True)
