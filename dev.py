@@ -28,7 +28,8 @@ from devtools.process import SetupFailed, environment, say
 from devtools.server import ServerFailed, running
 
 # Two processes of one thread each keep two cores busy where one process of two threads does not.
-IN_TWO = ("--numprocesses", "2", "--dist", "loadfile")
+# Files in the order of tests/conftest.py: by their number of tests, a long one of few would be left for one.
+IN_TWO = ("--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def python_in(workshop: Workshop, *arguments: str, cwd: Path = ROOT, threads: int | None = None) -> int:
