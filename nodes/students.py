@@ -2,6 +2,7 @@
 """Guided students: load one, sample it."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ class LoadStudent(io.ComfyNode):
         source = Source(_path_of(student), student, weight_dtype)
         model = load_student(source, teacher, students_in_memory)
         if (found := distilled(model)) is not None:
-            both(inform, show_at_node)(description(found))
+            saved_on = datetime.fromtimestamp(source.path.stat().st_mtime)
+            both(inform, show_at_node)(f"{description(found)} Saved on {saved_on:%Y-%m-%d}.")
         return io.NodeOutput(warning_of_guidance(model))
 
 

@@ -45,10 +45,11 @@ class Recipe:
 def recipe_of(settings: Mapping[str, Any]) -> Recipe | None:
     """settings: an adapter's metadata. None: they do not say, or not in a way that is known."""
     plan = settings.get("plan")
-    steps = plan.get("steps") if isinstance(plan, Mapping) else None
-    if not _is_count(steps):
+    if not isinstance(plan, Mapping):
         return None
-    assert isinstance(plan, Mapping)
+    steps = plan.get("steps")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        return None
     borders, first_steps = plan.get("borders"), plan.get("first_steps")
     if not steps or borders is None:
         return Recipe(steps)
@@ -76,10 +77,6 @@ def description(found: Adapter | Manifest) -> str:
 def _short(sigmas: tuple[float, ...]) -> str:
     said = [f"{sigma:.4g}" for sigma in sigmas]
     return ", ".join(said if len(said) <= SIGMAS_SAID + 1 else [*said[:SIGMAS_SAID], "...", said[-1]])
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _are_levels(value: Any) -> bool:
