@@ -19,7 +19,7 @@ from PIL import Image
 from ..common.messages import both, inform
 from ..common.pictures import image_of
 from ..students.distill import plot, presets
-from ..students.distill.errors import UnsupportedTeacher
+from ..students.distill.errors import Diverged, UnsupportedTeacher
 from ..students.distill.pace import Pace, described
 from ..students.distill.plan import NO_PROMPTS, Plan
 from ..students.distill.presets import CUSTOM, with_preset
@@ -223,9 +223,11 @@ class Show:
 
     @contextlib.contextmanager
     def saying_what_is_saved(self) -> Iterator[None]:
-        """Of a training that ends before its end, for whatever reason."""
+        """Of a training that ends before its end."""
         try:
             yield
+        except Diverged:  # and would again, with the same settings
+            raise
         except BaseException:
             if self.running is not None and (sentence := described(self.running)) is not None:
                 both(inform, show_at_node)(sentence)
