@@ -18,6 +18,7 @@ BORDERS = [8.0, 4.0, 2.0, 1.0, 0.0]
         ({"plan": {"steps": 0}}, Recipe()),
         ({"plan": {"steps": 4, "first_steps": 8, "borders": None}}, Recipe(4)),
         ({"plan": {"steps": 2, "first_steps": 4, "borders": BORDERS}}, Recipe(2, (8.0, 2.0, 0.0))),
+        ({"plan": {"steps": 1, "first_steps": 4, "borders": BORDERS}}, Recipe(1, (8.0, 0.0))),
         ({}, None),
         ({"plan": "4"}, None),
         ({"plan": {"steps": "4"}}, None),
