@@ -49,15 +49,22 @@ CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
     "DizzyDiffLoadPipeline": {"pipeline": ["tiny", "tiny/teacher"]},
     "DizzyDiffLoadStudent": {"student": ["tiny"], "weight_dtype": ["default", "fp16"]},
     "DizzyDiffGuidanceSweep": {"scales": ["1", "1, 2.5", "3;4 5"]},
+    "DizzyDiffGuidanceSchedule": {"schedule": ["0: 1", "0: 1, 0.3: 4.5; 1: 2"]},
     "DizzyDiffDevices": {"devices": ["auto", "batch", "cpu, cpu:1"]},
     "DizzyDiffStabilitySampler": {"cfg": [1.0]},
 }
 """Values where not every one of the socket's type is valid, or each new one costs hundreds of model calls."""
-UNREADABLE = {"scales": ["", "1, two", "nan", "-1", "101"], "devices": ["", "cuda:77", "gpu", "cpu,,cpu"]}
+UNREADABLE = {
+    "scales": ["", "1, two", "nan", "-1", "101"],
+    "schedule": ["", "4", "0: 1, 0: 2", "0.5: 101", "2: 1"],
+    "devices": ["", "cuda:77", "gpu", "cpu,,cpu"],
+}
 ENDLESS = "dpm_adaptive"
 """A sampler that takes as many steps as it likes."""
-APART = ("DizzyDiffDistillGuidance", "DizzyDiffCluster")
-"""The node that trains for hours, and the one that starts processes by Ray: they have tests of their own."""
+APART = ("DizzyDiffDistillGuidance", "DizzyDiffExportLoRA", "DizzyDiffCluster")
+"""The node that trains for hours, the one that needs what it made, and the one that starts processes by Ray:
+they have tests of their own.
+"""
 SOURCES: Mapping[str, list[tuple[str, int]]] = {
     "MODEL": [("DizzyDiffLoadPipeline", 0), ("DizzyDiffLoadStudent", 0), ("DizzyDiffDevices", 0)],
     "CLIP": [("DizzyDiffLoadPipeline", 1)],

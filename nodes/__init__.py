@@ -9,7 +9,8 @@ from .cluster import DraftCluster
 from .compare import Compare
 from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
-from .guidance import GuidanceSweep, StudentGuidance
+from .export import ExportLoRA
+from .guidance import GuidanceSchedule, GuidanceSweep, StudentGuidance
 from .noise import PoissonNoise, SpinNoise
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import LoadPipeline, LoadStudent, StudentSampler
@@ -19,8 +20,10 @@ NODE_CLASSES = [
     LoadPipeline,
     StudentGuidance,
     GuidanceSweep,
+    GuidanceSchedule,
     StudentSampler,
     DistillGuidance,
+    ExportLoRA,
     DraftDevices,
     DraftCluster,
     DraftRefineSampler,

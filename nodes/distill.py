@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Distill Guidance: a guided student from the MODEL in the graph."""
 
-import os
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,31 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..common.messages import both, inform
 from ..common.pictures import image_of
-from ..students.distill import plot
-from ..students.distill.errors import UnsupportedTeacher
+from ..students.distill import plot, presets
+from ..students.distill.errors import Diverged, UnsupportedTeacher
+from ..students.distill.pace import Pace, described
 from ..students.distill.plan import NO_PROMPTS, Plan
+from ..students.distill.presets import CUSTOM, with_preset
+from ..students.distill.prompt_files import lines_of, read_prompts
 from ..students.distill.run import Job, Running, distill
 from ..students.distill.several import distill_several
 from ..students.distill.training import Progress
-from ..students.errors import OutsideModelsFolder
+from ..students.errors import StudentError
 from ..students.guidance import HIGHEST_SCALE
 from ..students.library import inside
 from ..students.student_model import student_of, students_of
 from .distill_inputs import all_inputs
 from .inputs import check_range
+from .notice import show_at_node, show_progress_at_node
+from .places import place_of
 from .students import CATEGORY
 
 PREVIEW_EVERY, PREVIEWED = 100, 4
-FOLDER, SUFFIX = "diffusion_models", ".safetensors"
+LOGGED_AT = 10
+"""Updates: the first rate in the log, then one a preview."""
+FOLDER = "diffusion_models"
 
 
 class DistillGuidance(io.ComfyNode):
@@ -74,13 +84,14 @@ class DistillGuidance(io.ComfyNode):
         g_max: float | None = 8.0,
         prompts: str | None = None,
         name: str | None = None,
+        prompts_file: str | None = "",
     ) -> bool | str:
-        if prompts is not None and not prompts_in(prompts):
-            return NO_PROMPTS
         try:
+            if prompts is not None and prompts_file is not None and not prompts_in(prompts, prompts_file):
+                return NO_PROMPTS
             if name is not None:
                 student_path(name)
-        except OutsideModelsFolder as error:
+        except StudentError as error:
             return str(error)
         for name, value in (("g_min", g_min), ("g_max", g_max)):
             if (wrong := check_range(name, value, 0.0, HIGHEST_SCALE)) is not True:
@@ -90,6 +101,11 @@ class DistillGuidance(io.ComfyNode):
                 f"g_min is {g_min:g} and g_max {g_max:g}: expected the lower scale in g_min, such as 1 and 8."
             )
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, prompts_file: str = "", **others: Any) -> Any:
+        """A file of prompts may have changed under the same name."""
+        return prompts_in("", prompts_file)
 
     @classmethod
     def execute(
@@ -113,13 +129,15 @@ class DistillGuidance(io.ComfyNode):
         gradient_checkpointing: bool = True,
         students: int = 1,
         sigmas: torch.Tensor | None = None,
+        preset: str = CUSTOM,
+        prompts_file: str = "",
     ) -> io.NodeOutput:
         steps = 0 if student_steps == "any" else int(student_steps)
         samples = latents_of(model, latent)
         job = Job(
             teacher=model,
             teacher_name=type(model.model.model_config).__name__,
-            prompts=prompts_in(prompts),
+            prompts=prompts_in(prompts, prompts_file),
             encode=lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)),
             shape=tuple(samples.shape[1:]),
             plan=Plan(
@@ -139,12 +157,25 @@ class DistillGuidance(io.ComfyNode):
             stage_two_sigmas=sigmas,
             checkpointing=gradient_checkpointing,
         )
-        return io.NodeOutput(*trained(job, students))
+        return io.NodeOutput(*trained(at_preset(job, preset), students))
 
 
-def prompts_in(text: str) -> list[str]:
-    """One a line."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def at_preset(job: Job, preset: str) -> Job:
+    """With the numbers of a preset, which the node says."""
+    if preset == CUSTOM:
+        return job
+    both(inform, show_at_node)(presets.sentence(preset))
+    return dataclasses.replace(job, plan=with_preset(job.plan, preset))
+
+
+def prompts_in(text: str, file: str | None) -> list[str]:
+    """One a line of the text, then those of a file in ComfyUI's input folder, if there is one. Raises
+    StudentError.
+    """
+    if not file or not file.strip():
+        return lines_of(text)
+    root = Path(folder_paths.get_input_directory())
+    return [*lines_of(text), *read_prompts(inside(root, file.strip()))]
 
 
 def latents_of(model: Any, latent: dict) -> torch.Tensor:
@@ -161,29 +192,25 @@ def latents_of(model: Any, latent: dict) -> torch.Tensor:
 def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
     """The student as MODEL, and a plot of each training as one IMAGE."""
     show = Show(job.teacher, sum(job.plan.scales) / 2)
-    if students > 1:
-        manifest, results = distill_several(job, students, show)
-        student = students_of(job.teacher, manifest, job.path.name)
-    else:
-        results = [distill(job, show)]
-        student = student_of(job.teacher, results[0].adapter, job.path.name)
+    with show.saying_what_is_saved():
+        if students > 1:
+            manifest, results = distill_several(job, students, show)
+            student = students_of(job.teacher, manifest, job.path.name)
+        else:
+            results = [distill(job, show)]
+            student = student_of(job.teacher, results[0].adapter, job.path.name)
     plots = [plot.draw(each.losses, len(each.losses), each.stage_ends, show.pictures) for each in results]
     return student, torch.cat([image_of(each) for each in plots])
 
 
 def student_path(name: str) -> Path:
     """Where a student of this name is, or is to be saved; raises OutsideModelsFolder."""
-    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    stem = name.strip().removesuffix(SUFFIX)
-    paths = [inside(root, stem and stem + SUFFIX) for root in roots]
-    own = [path for root, path in zip(roots, paths, strict=True) if root.name == FOLDER]
-    begun = [path for path in paths if os.path.isfile(path)]  # False for names that no file can have
-    return [*begun, *own, *paths][0]
+    return place_of(FOLDER, name)
 
 
 class Show:
-    """The observer behind the progress bar: polls for interruption, draws the loss and the student's pictures
-    as the preview.
+    """The observer behind the progress bar: polls for interruption, says how long it still takes, draws the
+    loss and the student's pictures as the preview.
     """
 
     def __init__(self, model: Any, g: float) -> None:
@@ -191,8 +218,28 @@ class Show:
         self.previewer = previewer_of(model)
         self.bar = comfy.utils.ProgressBar(1)
         self.pictures: list[Image.Image] = []
+        self.running: Running | None = None
+        self.pace = Pace()
+
+    @contextlib.contextmanager
+    def saying_what_is_saved(self) -> Iterator[None]:
+        """Of a training that ends before its end."""
+        try:
+            yield
+        except Diverged:  # and would again, with the same settings
+            raise
+        except BaseException:
+            if self.running is not None and (sentence := described(self.running)) is not None:
+                both(inform, show_at_node)(sentence)
+            raise
 
     def __call__(self, running: Running, progress: Progress) -> None:
+        if running is not self.running:
+            self.running, self.pace = running, Pace()
+        if (sentence := self.pace.sentence(running.done, running.total)) is not None:
+            show_progress_at_node(sentence)
+            if len(progress.losses) == LOGGED_AT or len(progress.losses) % PREVIEW_EVERY == 0:
+                inform(sentence)
         comfy.model_management.throw_exception_if_processing_interrupted()
         preview, updates, of = None, len(progress.losses), running.training.total
         if updates % PREVIEW_EVERY == 0 or updates == of:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import inputs
+from ..students.distill.presets import CUSTOM, PRESETS
 
 
 def all_inputs() -> list[io.Input]:
-    return [*teacher(), *guidance(), *optimiser(), *special()]
+    return [*teacher(), *guidance(), *optimiser(), *special(), *shortcuts()]
 
 
 def teacher() -> list[io.Input]:
@@ -73,7 +73,15 @@ def guidance() -> list[io.Input]:
             tooltip="any: as many steps as the teacher, with any sampler. A number: stage two halves the "
             "steps from 8 (or 16) down to it; sample with as many steps, euler and simple.",
         ),
-        inputs.seed("Of the states, the scales and the adapter."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            # Another seed is another training: queued again, this one is to go on.
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Of the states, the scales and the adapter. Keep it to go on with a training.",
+        ),
     ]
 
 
@@ -149,5 +157,27 @@ def special() -> list[io.Input]:
             optional=True,
             tooltip="Noise levels of the first student of stage two, such as from Stability Grid. Default: "
             "simple.",
+        ),
+    ]
+
+
+def shortcuts() -> list[io.Input]:
+    """In the place of numbers and of long texts."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=[CUSTOM, *PRESETS],
+            default=CUSTOM,
+            optional=True,
+            tooltip="Takes the place of updates, batch, rank, learning_rate and step_updates. quick look: "
+            "whether it works at all; good: the default numbers; best: many times as long.",
+        ),
+        io.String.Input(
+            "prompts_file",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="More prompts: a .txt (one a line) or .csv (column prompt, caption or text) in "
+            "ComfyUI's input folder.",
         ),
     ]

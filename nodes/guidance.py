@@ -8,8 +8,9 @@ import torch
 from comfy_api.latest import io
 
 from ..common.messages import both, warn
-from ..students.errors import BadScales
+from ..students.errors import BadScales, BadSchedule
 from ..students.guidance import parse_scales, scales_tensor
+from ..students.guidance_schedule import beyond_training, parse_schedule, scheduled
 from ..students.student_model import ignores_guidance
 from .cfg import without_guidance
 from .notice import show_at_node
@@ -71,6 +72,65 @@ class StudentGuidance(io.ComfyNode):
             **({} if second_guidance is None else {"guidance_2": second_guidance}),
         }
         return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, values))
+
+
+class GuidanceSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffGuidanceSchedule",
+            display_name="Guidance Schedule",
+            category=CATEGORY,
+            description="Guidance that changes along the way: by noise level, in the place of the "
+            "conditioning's. For guided students, and for models such as Flux that take their guidance as an "
+            "input.",
+            search_aliases=[
+                "guidance interval",
+                "limited interval guidance",
+                "dynamic cfg",
+                "cfg scheduler",
+                "flux guidance",
+                "引导强度",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="A student, or another model with a guidance input."),
+                io.String.Input(
+                    "schedule",
+                    default="0: 1, 0.2: 4, 0.8: 4, 1: 2",
+                    tooltip="Points share: guidance, separated by commas, with straight lines between them. "
+                    "The share of the sampling is that of ComfyUI's start and end percents: 0 is all noise, "
+                    "1 the picture.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model with its guidance by noise level. Sample it at CFG 1, with any "
+                    "sampler, also with drafts."
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, schedule: str | None = None) -> bool | str:
+        try:
+            if schedule is not None:
+                parse_schedule(schedule)
+        except BadSchedule as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model: Any, schedule: str) -> io.NodeOutput:
+        points, say = parse_schedule(schedule), both(warn, show_at_node)
+        if ignores_guidance(model):
+            say(
+                "This model takes no guidance as an input, so that a schedule has nothing to change: it "
+                "comes out as it went in. Expected a student, or a model such as Flux dev."
+            )
+            return io.NodeOutput(model)
+        if beyond := beyond_training(model, points):
+            say(beyond)
+        return io.NodeOutput(scheduled(model, points))
 
 
 class GuidanceSweep(io.ComfyNode):

@@ -2,6 +2,7 @@
 """Guided students: load one, sample it."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import comfy.samplers
 import folder_paths
 from comfy_api.latest import io
 
+from ..common.messages import both, inform
 from ..students import library
 from ..students.errors import StudentError
 from ..students.files import check_header
 from ..students.loader import WEIGHT_DTYPES, Source, load_unet
 from ..students.pipeline import load_clip, load_vae
+from ..students.recipe import description
 from ..students.sampler import sample_student_native
-from ..students.student_model import IN_MEMORY, load_student
+from ..students.student_model import IN_MEMORY, distilled, load_student
 from ..tiny.flow import pipeline as flow
 from .cfg import warning_of_guidance
 from .inputs import check_range
+from .notice import show_at_node
 
 CATEGORY = "DizzyDiff/students"
 EMBEDDED = Path(__file__).parent.parent / "tiny"
@@ -113,7 +117,11 @@ class LoadStudent(io.ComfyNode):
         students_in_memory: int = IN_MEMORY,
     ) -> io.NodeOutput:
         source = Source(_path_of(student), student, weight_dtype)
-        return io.NodeOutput(warning_of_guidance(load_student(source, teacher, students_in_memory)))
+        model = load_student(source, teacher, students_in_memory)
+        if (found := distilled(model)) is not None:
+            saved_on = datetime.fromtimestamp(source.path.stat().st_mtime)
+            both(inform, show_at_node)(f"{description(found)} Saved on {saved_on:%Y-%m-%d}.")
+        return io.NodeOutput(warning_of_guidance(model))
 
 
 class LoadPipeline(io.ComfyNode):

@@ -71,3 +71,7 @@ class BadSigmas(StudentError):
 
 class BadScales(StudentError):
     """A list of guidance scales cannot be read."""
+
+
+class BadSchedule(StudentError):
+    """A list of guidance scales along the way cannot be read."""

@@ -25,9 +25,12 @@ from .adapter import LAYERS, Adapter, Manifest, read
 from .errors import NoUnconditional, WrongTeacher
 from .guidance import GuidanceInput, guidance_embedding, scales_tensor
 from .loader import Source
+from .networks import GuidedModel
 from .time_embedding import guided_time
 
 CONDITION, KEY = "dizzydiff_milliweights", "dizzydiff_guidance"
+DISTILLED = "dizzydiff_distilled"
+"""The attachment of a MODEL that holds its Adapter or Manifest."""
 IN_MEMORY = 4
 """Students whose adapters are kept, the last used first."""
 
@@ -48,6 +51,7 @@ def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
     """One student: core's LoRA patches on the teacher, and a guidance input. Raises WrongTeacher."""
     check_teacher(teacher, adapter, name)
     student = guided_model(teacher, adapter.guidance, name, GuidanceWrapper(adapter))
+    student.set_attachments(DISTILLED, adapter)
     student.add_patches({f"{layer}.weight": lora for layer, lora in loras_of(adapter).items()}, 1.0)
     return student
 
@@ -59,7 +63,16 @@ def students_of(teacher: Any, manifest: Manifest, name: str, in_memory: int = IN
     """
     first = manifest.adapter(0)
     check_teacher(teacher, first, f"{name} ({manifest.files[0]})")
-    return guided_model(teacher, first.guidance, name, Router(manifest, in_memory))
+    student = guided_model(teacher, first.guidance, name, Router(manifest, in_memory))
+    student.set_attachments(DISTILLED, manifest)
+    return student
+
+
+def distilled(model: Any) -> Adapter | Manifest | None:
+    """What makes of its teacher the student that a MODEL is; None where it is no student of Distill
+    Guidance.
+    """
+    return model.get_attachment(DISTILLED)
 
 
 def takes_guidance(model: Any) -> bool:
@@ -70,6 +83,14 @@ def takes_guidance(model: Any) -> bool:
     # A teacher of a layout that has the input may leave it at zero.
     layer = getattr(getattr(model.model.diffusion_model, "guidance_in", None), "out_layer", None)
     return isinstance(layer, nn.Module) and any(bool(each.float().any()) for each in layer.parameters())
+
+
+def guidance_input_of(model: Any) -> GuidanceInput | None:
+    """How a MODEL takes the guidance that this pack hands it; None for every other model."""
+    conditions = model.object_patches.get("extra_conds")
+    if isinstance(conditions, GuidedConditions):
+        return conditions.guidance
+    return model.model.guidance if isinstance(model.model, GuidedModel) else None
 
 
 def ignores_guidance(model: Any) -> bool:

@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TOLD_EVERY = 50
+TOLD_EVERY, FIRST_TOLD = 50, 5
+"""Updates."""
 
 
 class Stopped(Exception):
@@ -47,6 +48,14 @@ def add_files(group: Any) -> None:
         "--diffusers",
         type=Path,
         help="a folder for the finished student in diffusers' layout, merged into its teacher",
+    )
+    add(
+        "--export-lora",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SCALE",
+        help="guidance scales at which the finished student is saved as plain LoRAs, beside the output",
     )
 
 
@@ -91,8 +100,8 @@ def add_training(group: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    if options.students > 1 and options.diffusers is not None:
-        parser().error("--diffusers merges one student into its teacher; expected --students 1 with it.")
+    if options.students > 1 and (options.diffusers is not None or options.export_lora):
+        parser().error("--diffusers and --export-lora are of one student; expected --students 1 with them.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runpy.run_path(str(ROOT / "devtools" / "package.py"))["load_package"]("dizzydiff", ROOT)
     return distill_with(options)
@@ -123,15 +132,20 @@ def distill_with(options: argparse.Namespace) -> int:
 
 def observer() -> Callable[[Any, Any], None]:
     """Tells the loss, and raises Stopped after Ctrl-C or a plain kill."""
+    from dizzydiff.students.distill.pace import Pace
+
     stop: list[int] = []
+    pace = Pace()
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         stop.append(number)
 
     def tell(running: Any, progress: Any) -> None:
-        if running.done % TOLD_EVERY == 0 or running.training.finished:
+        told = pace.sentence(running.done, running.total)
+        if running.done % TOLD_EVERY == 0 or running.training.finished or len(progress.losses) == FIRST_TOLD:
             recent = progress.losses[-TOLD_EVERY:]
-            logging.info("update %d of %d, loss %.4g", running.done, running.total, sum(recent) / len(recent))
+            numbers = told or f"{running.done} of {running.total} updates"
+            logging.info("%s, loss %.4g", numbers, sum(recent) / len(recent))
         if stop:
             raise Stopped
 
@@ -142,9 +156,11 @@ def observer() -> Callable[[Any, Any], None]:
 
 def train(options: argparse.Namespace, observe: Callable[[Any, Any], None]) -> None:
     from dizzydiff.students.distill.merged import write_folder
+    from dizzydiff.students.distill.plain_lora import export
     from dizzydiff.students.distill.run import distill
     from dizzydiff.students.distill.several import distill_several
     from dizzydiff.students.distill.teacher import diffusers_names
+    from dizzydiff.students.student_model import student_of
 
     job, teacher = job_of(options)
     if options.students > 1:
@@ -153,6 +169,10 @@ def train(options: argparse.Namespace, observe: Callable[[Any, Any], None]) -> N
     result = distill(job, observe)
     if options.diffusers is not None:
         write_folder(options.diffusers, teacher, result.adapter, diffusers_names(job.teacher))
+    if options.export_lora:
+        student = student_of(job.teacher, result.adapter, options.output.name)
+        for path in export(student, options.export_lora, options.output):
+            logging.info("%s is saved", path)
 
 
 def job_of(options: argparse.Namespace) -> tuple[Any, Path]:

@@ -14,6 +14,10 @@ class NoPrompts(StudentError):
     """There is no prompt to learn from."""
 
 
+class UnreadablePrompts(StudentError):
+    """A file of prompts cannot be read, or is of another kind."""
+
+
 class UnsupportedTeacher(StudentError):
     """A network without a time embedding that guidance could join."""
 
@@ -32,3 +36,9 @@ class CannotSave(StudentError):
 
 class OtherTraining(StudentError):
     """A file of this name comes from other settings or another teacher."""
+
+
+class NotExportable(StudentError):
+    """A MODEL that cannot become a plain LoRA: no student of Distill Guidance, several, or one whose network
+    has no place for the guidance.
+    """

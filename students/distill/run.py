@@ -33,6 +33,8 @@ from .training import Progress, Training
 
 SAVE_EVERY = 200
 """Updates."""
+LONGEST_SAID = 24
+"""Letters of a setting in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +259,19 @@ def _plan_on_disk(job: Job) -> dict[str, Any]:
     return json.loads(json.dumps(plan))
 
 
+def _said(value: Any) -> str:
+    """Of a list or a digest, the beginning."""
+    text = str(value)
+    return text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}..."
+
+
 def _digest(values: Tensor) -> str:
     return hashlib.sha256(values.contiguous().float().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def check_file(job: Job) -> None:
+    """Raise OtherTraining where the job's file is of another training, which distilling would find too."""
+    _state_of_file(job)
 
 
 def _state_of_file(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -269,7 +282,11 @@ def _state_of_file(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     expected = {"format": ADAPTER_FORMAT, "teacher": fingerprint(job.teacher)}
     different = [key for key, value in expected.items() if found.get(key) != value]
     plan = found.get("plan", {})
-    different += [key for key, value in _plan_on_disk(job).items() if plan.get(key) != value]
+    different += [
+        f"{key} ({_said(plan.get(key))} there, {_said(value)} here)"
+        for key, value in _plan_on_disk(job).items()
+        if plan.get(key) != value
+    ]
     if different:
         raise OtherTraining(
             f"{job.path.name} exists and was made with another {', '.join(different)}. Expected the same "

@@ -58,9 +58,14 @@ def adapter_metadata(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Metadata as JSON, and the rest as :func:`write_strings`."""
+    write_strings(path, tensors, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+def write_strings(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Replace ``path`` when everything is written; raises CannotSave and leaves it as it was otherwise."""
     try:
-        write_safetensors(path, tensors, {key: json.dumps(value) for key, value in metadata.items()})
+        write_safetensors(path, tensors, metadata)
     except Exception as error:
         why = IN_USE if is_in_use(error, path) else MAKE_ROOM
         raise CannotSave(
@@ -121,6 +126,6 @@ def check_target(path: Path) -> None:
             pass
     except (OSError, ValueError) as error:
         raise CannotSave(
-            f"{path}: a student could not be written there ({error}). Nothing was trained. Expected a folder "
+            f"{path}: a student could not be written there ({error}). Nothing was done. Expected a folder "
             "that can be written to: choose another name."
         ) from error

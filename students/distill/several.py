@@ -16,7 +16,7 @@ from ..student_model import nearest, prompt_embedding
 from .errors import BadPlan, NoPrompts, OtherTraining
 from .failures import saying_what_fails
 from .plan import NO_PROMPTS
-from .run import Job, Observer, Result, check_inputs, distill
+from .run import Job, Observer, Result, check_file, check_inputs, distill
 from .saving import check_target, write_manifest
 from .teacher import conditions_of
 
@@ -63,12 +63,11 @@ def distill_several(
         encoded = conditions_of(job.teacher, map(job.encode, job.prompts), job.shape, "positive")
         embeddings = torch.cat([prompt_embedding(each["c_crossattn"].cond).cpu() for each in encoded])
     centres, owners = regions(embeddings, count, job.plan.seed)
-    results, names = [], []
-    for number in range(count):
-        one = job_of_region(job, (owners == number).nonzero()[:, 0], number, count)
-        results.append(distill(one, observe))
-        names.append(one.path.name)
-    manifest = Manifest(job.path, centres, tuple(names))
+    jobs = [job_of_region(job, (owners == i).nonzero()[:, 0], i, count) for i in range(count)]
+    for one in jobs:  # before hours are spent on those in front of it
+        check_file(one)
+    results = [distill(one, observe) for one in jobs]
+    manifest = Manifest(job.path, centres, tuple(one.path.name for one in jobs))
     write_manifest(manifest)
     return manifest, results
 

@@ -20,7 +20,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from dizzydiff.common import files as common_files
 from dizzydiff.common.fingerprint import fingerprint
-from dizzydiff.nodes.distill import student_path
+from dizzydiff.nodes.distill import student_path, trained
 from dizzydiff.nodes.students import LoadStudent
 from dizzydiff.stability.identity import identity
 from dizzydiff.students import files, student_model
@@ -42,6 +42,7 @@ from dizzydiff.students.distill.trainable import AdapterShape, Prompts, Trainabl
 from dizzydiff.students.errors import DamagedFile, MissingFile, NeedsTeacher, NoUnconditional, WrongTeacher
 from dizzydiff.students.guidance import distilled_guidance
 from dizzydiff.students.loader import Source, load_student, load_unet
+from dizzydiff.students.recipe import description
 from dizzydiff.students.student_model import (
     nearest,
     prompt_embedding,
@@ -299,8 +300,11 @@ def test_pictures_can_be_learned_from_and_noise_levels_passed_in(job: Job) -> No
 
 def test_another_training_of_the_same_name_is_refused(job: Job) -> None:
     distill(job)
-    for change in ({"prompts": ["others"]}, {"plan": dataclasses.replace(PLAN, seed=1)}):
-        with pytest.raises(OtherTraining, match="another output name"):
+    for change, told in (
+        ({"prompts": ["others"]}, r"prompts \(3 there, 1 here\)"),
+        ({"plan": dataclasses.replace(PLAN, seed=1)}, r"another seed \(0 there, 1 here\)\."),
+    ):
+        with pytest.raises(OtherTraining, match=told + ".*another output name"):
             distill(dataclasses.replace(job, **change))
 
 
@@ -557,6 +561,40 @@ def test_inputs_that_cannot_be_learned_from_are_refused_before_the_training(job:
             distill(dataclasses.replace(job, stage_two_sigmas=torch.tensor(sigmas)))
     with pytest.raises(CannotSave):
         distill(dataclasses.replace(job, path=job.path.with_name("CON.safetensors")))
+
+
+def test_an_interrupted_node_says_how_long_it_would_take_and_how_far_its_file_is(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def interrupt() -> None:
+        if len(told) == 7:  # core asks at every layer, too
+            raise Interrupted
+
+    monkeypatch.setattr("comfy.model_management.throw_exception_if_processing_interrupted", interrupt)
+    monkeypatch.setattr("dizzydiff.nodes.distill.show_progress_at_node", told.append)
+    with caplog.at_level("INFO"), pytest.raises(Interrupted):
+        trained(job, 1)
+    assert "student.safetensors is saved at 8 of 12 updates: queue again" in caplog.text
+    assert [sentence.split(",")[0] for sentence in told] == [f"{n} of 12 updates" for n in range(2, 9)]
+    assert all(" s each, about " in sentence for sentence in told)
+    found = read(job.path, job.path.name)
+    assert isinstance(found, Adapter) and description(found) == (
+        "A student of teacher, for guidance 1 to 8, made for 2 steps: euler, simple, CFG 1, its training has "
+        "not ended."
+    )
+
+
+def test_other_settings_of_any_of_several_students_are_told_before_the_first_is_trained(job: Job) -> None:
+    last = job.path.with_name("student_2of2.safetensors")
+    distill(dataclasses.replace(job, path=last))
+
+    def never(running: run.Running, progress: Any) -> None:
+        raise AssertionError("trained")
+
+    with pytest.raises(OtherTraining, match="student_2of2"):
+        several.distill_several(job, 2, never)
 
 
 def test_students_go_to_the_folder_that_the_tooltip_names(

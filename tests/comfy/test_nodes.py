@@ -27,7 +27,7 @@ from dizzydiff.nodes.distill import DistillGuidance
 from dizzydiff.nodes.drafting import DraftDevices, DraftRefineKSampler
 from dizzydiff.nodes.guidance import GuidanceSweep, StudentGuidance
 from dizzydiff.nodes.noise import SpinNoise
-from dizzydiff.nodes.notice import show_at_node
+from dizzydiff.nodes.notice import show_at_node, show_progress_at_node
 from dizzydiff.nodes.students import LoadPipeline, LoadStudent, StudentSampler
 from dizzydiff.students import errors
 from dizzydiff.students.loader import Source, load_student
@@ -72,7 +72,11 @@ def test_a_node_shows_all_that_it_says_and_the_next_begins_anew(monkeypatch: pyt
     for node in ("1", "2"):
         with CurrentNodeContext("prompt", node):
             for sentence in ("One.", "Two.", "One."):
+                show_progress_at_node("0 of 3")
                 show_at_node(f"{node}: {sentence}")
+            show_progress_at_node("1 of 3")
+            assert shown[node] == f"{node}: One.\n{node}: Two.\n1 of 3"
+            show_at_node(f"{node}: One.")
     assert shown == {"1": "1: One.\n1: Two.", "2": "2: One.\n2: Two."}
 
 

@@ -22,6 +22,8 @@ NODES = [
     "DizzyDiffDistillGuidance",
     "DizzyDiffDraftRefine",
     "DizzyDiffDraftRefineKSampler",
+    "DizzyDiffExportLoRA",
+    "DizzyDiffGuidanceSchedule",
     "DizzyDiffGuidanceSweep",
     "DizzyDiffLoadPipeline",
     "DizzyDiffLoadStudent",

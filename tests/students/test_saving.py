@@ -61,7 +61,7 @@ def test_places_that_cannot_be_written_to_are_refused(
     (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "folder.safetensors").mkdir()
     for path in (tmp_path / "file" / "student.safetensors", tmp_path / "folder.safetensors"):
-        with pytest.raises(CannotSave, match="Nothing was trained"):
+        with pytest.raises(CannotSave, match="Nothing was done"):
             saving.check_target(path)
 
     def read_only(dir: Path) -> Any:
