@@ -14,9 +14,11 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..common.messages import both, warn
 from ..common.pictures import image_of
 from ..students.distill import plot
-from ..students.distill.errors import UnsupportedTeacher
+from ..students.distill.errors import UnknownDial, UnsupportedTeacher
+from ..students.distill.guider import TeacherGuider, dials_in
 from ..students.distill.plan import NO_PROMPTS, Plan
 from ..students.distill.run import Job, Running, distill
 from ..students.distill.several import distill_several
@@ -24,9 +26,10 @@ from ..students.distill.training import Progress
 from ..students.errors import OutsideModelsFolder
 from ..students.guidance import HIGHEST_SCALE
 from ..students.library import inside
-from ..students.student_model import student_of, students_of
+from ..students.student_model import guidance_patches, student_of, students_of
 from .distill_inputs import all_inputs
 from .inputs import check_range
+from .notice import show_at_node
 from .students import CATEGORY
 
 PREVIEW_EVERY, PREVIEWED = 100, 4
@@ -74,13 +77,15 @@ class DistillGuidance(io.ComfyNode):
         g_max: float | None = 8.0,
         prompts: str | None = None,
         name: str | None = None,
+        dials: str | None = None,
     ) -> bool | str:
         if prompts is not None and not prompts_in(prompts):
             return NO_PROMPTS
         try:
             if name is not None:
                 student_path(name)
-        except OutsideModelsFolder as error:
+            dials_in(dials or "")
+        except (OutsideModelsFolder, UnknownDial) as error:
             return str(error)
         for name, value in (("g_min", g_min), ("g_max", g_max)):
             if (wrong := check_range(name, value, 0.0, HIGHEST_SCALE)) is not True:
@@ -113,9 +118,14 @@ class DistillGuidance(io.ComfyNode):
         gradient_checkpointing: bool = True,
         students: int = 1,
         sigmas: torch.Tensor | None = None,
+        dials: str = "cfg",
+        guider: Any = None,
     ) -> io.NodeOutput:
         steps = 0 if student_steps == "any" else int(student_steps)
         samples = latents_of(model, latent)
+        say = both(warn, show_at_node)
+        for sentence in unlearned(model, negative, guider):
+            say(sentence)
         job = Job(
             teacher=model,
             teacher_name=type(model.model.model_config).__name__,
@@ -138,6 +148,8 @@ class DistillGuidance(io.ComfyNode):
             latents=samples if learn_from == "pictures" else None,
             stage_two_sigmas=sigmas,
             checkpointing=gradient_checkpointing,
+            guider=None if guider is None else TeacherGuider(guider, dials_in(dials)),
+            say=say,
         )
         return io.NodeOutput(*trained(job, students))
 
@@ -145,6 +157,21 @@ class DistillGuidance(io.ComfyNode):
 def prompts_in(text: str) -> list[str]:
     """One a line."""
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def unlearned(model: Any, negative: str, guider: Any) -> list[str]:
+    """What the user gave and the student does not learn, a sentence each."""
+    if guider is not None:
+        if not negative.strip():
+            return []
+        return ["The negative prompt is not used: a guider is connected, which has its own."]
+    patches = guidance_patches(model)
+    if not patches:
+        return []
+    return [
+        f"The model has guidance patches ({', '.join(patches)}), and CFG alone is learned. To learn them as "
+        "well, connect the model from before them to model, and a guider with the patched one to guider."
+    ]
 
 
 def latents_of(model: Any, latent: dict) -> torch.Tensor:

@@ -23,7 +23,7 @@ from ..common.fingerprint import fingerprint
 from . import loader
 from .adapter import LAYERS, Adapter, Manifest, read
 from .errors import NoUnconditional, WrongTeacher
-from .guidance import GuidanceInput, guidance_embedding, scales_tensor
+from .guidance import GuidanceInput, guidance_embedding, signals_tensor
 from .loader import Source
 from .time_embedding import guided_time
 
@@ -47,6 +47,14 @@ def load_student(source: Source, teacher: Any = None, in_memory: int = IN_MEMORY
 def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
     """One student: core's LoRA patches on the teacher, and a guidance input. Raises WrongTeacher."""
     check_teacher(teacher, adapter, name)
+    plan, patches = adapter.settings.get("plan"), guidance_patches(teacher)
+    if isinstance(plan, dict) and plan.get("guider") and patches:
+        logging.warning(
+            "%s has learned what its guider did, and the teacher has guidance patches of its own (%s), which "
+            "count once more. Connect the model from before them.",
+            name,
+            ", ".join(patches),
+        )
     student = guided_model(teacher, adapter.guidance, name, GuidanceWrapper(adapter))
     student.add_patches({f"{layer}.weight": lora for layer, lora in loras_of(adapter).items()}, 1.0)
     return student
@@ -80,6 +88,11 @@ def ignores_guidance(model: Any) -> bool:
     # Of networks with the layer, takes_guidance has asked; one without may use guidance otherwise.
     named = "guidance" in inspect.signature(network.forward).parameters
     return not named or hasattr(network, "guidance_in")
+
+
+def guidance_patches(model: Any) -> list[str]:
+    """Names of those options of a MODEL that guide it where it is sampled: no network sees them."""
+    return sorted(key for key, value in model.model_options.items() if key.startswith("sampler_") and value)
 
 
 def check_unguided(model: Any) -> None:
@@ -142,15 +155,17 @@ def guided_model(teacher: Any, guidance: GuidanceInput, name: str, wrapper: Call
 
 
 class GuidedConditions:
-    """``extra_conds`` with 1000 w of the conditioning key ``guidance`` (g, or one g a row) beside the model's
-    own conditions, which do not see that key: the teacher was asked without it.
+    """``extra_conds`` with 1000 w of the conditioning key ``guidance`` (g, or one g a row; ``guidance_2`` for
+    a second signal) beside the model's own conditions, which do not see these keys: the teacher was asked
+    without them.
     """
 
     def __init__(self, original: Callable[..., dict[str, Any]], guidance: GuidanceInput, name: str) -> None:
         self.original, self.guidance, self.name = original, guidance, name
 
     def __call__(self, **kwargs: Any) -> dict[str, Any]:
-        g = scales_tensor(kwargs.pop("guidance", None), self.guidance.default_scale)
+        first, second = (kwargs.pop(key, None) for key in ("guidance", "guidance_2"))
+        g = signals_tensor(first, second, self.guidance)
         self.guidance.warn_outside(g, self.name)
         return {
             **self.original(**kwargs),

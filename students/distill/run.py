@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 from ...common.fingerprint import fingerprint
+from ...common.messages import Say, warn
 from ...common.steps import euler_step, per_row
 from .. import files
 from ..adapter import ADAPTER_FORMAT, Adapter, adapter_of
 from ..guidance import distilled_guidance
 from . import saving
-from .checks import check_gradient, check_teacher
+from .checks import check_gradient, check_rows, check_teacher
 from .errors import BadPlan, CannotSave, NoPrompts, OtherTraining
 from .failures import saying_out_of_memory, saying_what_fails
+from .guider import TeacherGuider, check_model, conditionings, signals_of
+from .guider_answers import ANSWERS, known_answers
+from .guider_visits import GuiderVisits
 from .memory import check_memory
 from .plan import NO_PROMPTS, Plan, stages_of
 from .teacher import noise_levels, trainable, versions
-from .trainable import AdapterShape, Prompts, TrainableStudent
+from .trainable import AdapterShape, TrainableStudent
 from .training import Progress, Training
 
 SAVE_EVERY = 200
@@ -42,7 +46,8 @@ class Job:
     prompts: texts; encode: a text to core's CONDITIONING; shape: [C, H, W] of a latent; latents: [n, C, H, W]
     of pictures, the i-th shown by prompt i mod len(prompts), or None: states come from the teacher.
     stage_two_sigmas: of the first student of stage two, or None for core's ``simple``. turn: (i, K), where it
-    is the i-th of K students that are trained one after the other.
+    is the i-th of K students that are trained one after the other. guider: what guides the teacher, with a
+    negative prompt of its own; None for CFG. say: takes what the user should know.
     """
 
     teacher: Any
@@ -57,6 +62,8 @@ class Job:
     stage_two_sigmas: Tensor | None = None
     checkpointing: bool = True
     turn: tuple[int, int] = (0, 1)
+    guider: TeacherGuider | None = None
+    say: Say = warn
 
 
 class Running:
@@ -149,16 +156,25 @@ def distill(job: Job, observe: Observer = lambda running, progress: None) -> Res
     check_inputs(job)
     with gradients(), saying_out_of_memory():
         state = _state_of_file(job)
+        prompts = conditionings(job.guider, job.prompts, job.encode, job.negative, job.teacher)
+        guidance = distilled_guidance(job.plan.scales, signals_of(job.guider))
         student = TrainableStudent(
             trainable(job.teacher),
-            Prompts(map(job.encode, job.prompts), job.encode(job.negative)),
+            prompts,
             job.shape,
-            AdapterShape(distilled_guidance(job.plan.scales), job.plan.rank, job.plan.seed),
+            AdapterShape(guidance, job.plan.rank, job.plan.seed),
             job.teacher_name,
         )
         metadata = _metadata(job, student.time_layer)
         distribution = student.distribution(job.plan.scales, job.latents)
-        training = Training(student, stages_of(job.plan, distribution, levels_of(job, student)), job.plan)
+        visits = None
+        if job.guider is not None:
+            visits = GuiderVisits(job.guider, student, list(prompts.positive), job.plan.seed)
+            before = None if state is None else state[1].get(ANSWERS)
+            metadata[ANSWERS] = known_answers(visits, distribution, before, job.path.name, job.say)
+        visit = visits if prompts.negative is None else None
+        stages = stages_of(job.plan, distribution, levels_of(job, student), visit)
+        training = Training(student, stages, job.plan)
         if state is not None:
             training.resume(*state)
         if not training.finished:
@@ -185,7 +201,8 @@ def _train(running: Running, observe: Observer) -> None:
 
     with student.training(job.checkpointing):
         with saying_what_fails(job.teacher_name, job.shape):
-            check_teacher(student, running.distribution)
+            check = check_teacher if student.negative else check_rows
+            check(student, running.distribution)
             check_memory(student, running.distribution, job.plan.batch)
             check_gradient(student, running.distribution)
         try:
@@ -207,7 +224,11 @@ def _save_at_least(save: Callable[[], None]) -> None:
 
 
 def check_inputs(job: Job) -> None:
-    """Raise BadPlan for pictures and sigmas that nothing can be learned from."""
+    """Raise BadPlan for pictures and sigmas that nothing can be learned from, OtherGuiderModel for a guider
+    of another model.
+    """
+    if job.guider is not None:
+        check_model(job.guider, job.teacher)
     if job.latents is not None and not bool(job.latents.isfinite().all()):
         raise BadPlan(
             "The pictures' latents contain NaN or infinity. Expected finite numbers: encode the pictures "
@@ -253,6 +274,7 @@ def _plan_on_disk(job: Job) -> dict[str, Any]:
         "prompts": len(job.prompts),
         "prompts_sha256": hashlib.sha256("\n".join(job.prompts).encode()).hexdigest(),
         "borders": None if sigmas is None else sigmas.tolist(),
+        "guider": None if job.guider is None else job.guider.described(),
     }
     return json.loads(json.dumps(plan))
 

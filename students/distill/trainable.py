@@ -35,10 +35,10 @@ ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Prompts:
-    """CONDITIONINGs of the prompts, and that of the negative prompt."""
+    """CONDITIONINGs of the prompts, and that of the negative prompt; None where a guider has its own."""
 
     positive: Iterable[list]
-    negative: list
+    negative: list | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class TrainableStudent:
             first = next(encoded)
             self.positive = conditions_of(model, itertools.chain([first], encoded), shape, "positive")
             self.first_of_two = conditions_of(model, [first], shape, "positive", rows=2)
-            (self.negative,) = conditions_of(model, [prompts.negative], shape, "negative")
+            negatives = [] if prompts.negative is None else [prompts.negative]
+            self.negative = conditions_of(model, negatives, shape, "negative")
             self.time_layer = time_layer_of(self.network, self._probes(), name)
         manager = BypassInjectionManager()
         self.parameters: Mapping[str, nn.Parameter] = {
@@ -129,6 +130,7 @@ class TrainableStudent:
             level=level,
             flow=is_flow(sampling),
             latents=pictures,
+            signals=self.guidance.signals,
         )
 
     def _options(self, sigma: Tensor) -> dict[str, Any]:
@@ -157,10 +159,25 @@ class TrainableStudent:
     @torch.no_grad()
     def teacher(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         self._off()
-        conditions = [self.positive[i] for i in prompt.tolist()] + [self.negative] * len(x)
+        conditions = [self.positive[i] for i in prompt.tolist()] + self.negative * len(x)
         both = self._denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), conditions).cpu()
         conditional, unconditional = both.chunk(2)
         return conditional, unconditional
+
+    @contextlib.contextmanager
+    def as_teacher(self) -> Iterator[None]:
+        """Inside, the network is the teacher's, and may be loaded with the patches of others."""
+        self._off()
+        try:
+            yield
+        finally:
+            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
+
+    @torch.no_grad()
+    def conditional(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        """D(x, c) of the network without its adapter, on the CPU."""
+        self._off()
+        return self._denoised(x, sigma, [self.positive[i] for i in prompt.tolist()]).cpu()
 
     @torch.no_grad()
     def two_together(self, x: Tensor, sigma: Tensor) -> Tensor:

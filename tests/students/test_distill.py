@@ -16,7 +16,7 @@ from dizzydiff.students.distill import objective, plot
 from dizzydiff.students.distill.distribution import TrainingDistribution
 from dizzydiff.students.distill.errors import BadPlan, Diverged, OtherTraining
 from dizzydiff.students.distill.plan import Plan, PlannedStage, stages_of
-from dizzydiff.students.distill.stages import FrozenStudent, GuidanceStage, ProgressiveStage
+from dizzydiff.students.distill.stages import FrozenStudent, GuidanceStage, ProgressiveStage, random_levels
 from dizzydiff.students.distill.training import Training
 from dizzydiff.students.errors import BadSigmas
 from dizzydiff.students.sampler import sample_student
@@ -137,7 +137,7 @@ def test_a_frozen_student_answers_as_it_was_and_leaves_the_one_in_training_as_it
 
 
 def test_states_begin_with_pure_noise_and_cover_all_levels() -> None:
-    fallen = GuidanceStage(DISTRIBUTION).levels(torch.Generator().manual_seed(0))
+    fallen = random_levels(DISTRIBUTION, GuidanceStage.steps, torch.Generator().manual_seed(0))
     assert fallen[0] == DISTRIBUTION.level(1.0) and len(fallen) == 16
     assert (fallen[1:] < fallen[:-1]).all() and fallen[-1] < DISTRIBUTION.level(1 / 16)
 
