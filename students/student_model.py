@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from ..common.fingerprint import fingerprint
 from . import loader
 from .adapter import LAYERS, Adapter, Manifest, read
+from .bypass import add_loras
 from .errors import NoUnconditional, WrongTeacher
 from .guidance import GuidanceInput, guidance_embedding, signals_tensor
+from .linear import weight_shape
 from .loader import Source
 from .time_embedding import guided_time
 
@@ -45,7 +47,7 @@ def load_student(source: Source, teacher: Any = None, in_memory: int = IN_MEMORY
 
 
 def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
-    """One student: core's LoRA patches on the teacher, and a guidance input. Raises WrongTeacher."""
+    """One student: core's LoRA on the teacher, and a guidance input. Raises WrongTeacher."""
     check_teacher(teacher, adapter, name)
     plan, patches = adapter.settings.get("plan"), guidance_patches(teacher)
     if isinstance(plan, dict) and plan.get("guider") and patches:
@@ -56,7 +58,7 @@ def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
             ", ".join(patches),
         )
     student = guided_model(teacher, adapter.guidance, name, GuidanceWrapper(adapter))
-    student.add_patches({f"{layer}.weight": lora for layer, lora in loras_of(adapter).items()}, 1.0)
+    add_loras(student, loras_of(adapter))
     return student
 
 
@@ -133,9 +135,11 @@ def check_teacher(teacher: Any, adapter: Adapter, name: str) -> None:
 
 def _fits(module: nn.Module | None, adapter: Adapter, layer: str) -> bool:
     """Whether the layer is there and has the size of its LoRA pair."""
-    weight = getattr(module, "weight", None)
+    if getattr(module, "weight", None) is None:
+        return False
+    shape = weight_shape(module)
     up, down = (adapter.lora[f"{layer}.{part}.weight"] for part in ("lora_up", "lora_down"))
-    return weight is not None and weight.shape[0] == up.shape[0] and weight[0].numel() == down.shape[1]
+    return shape[0] == up.shape[0] and shape[1:].numel() == down.shape[1]
 
 
 def loras_of(adapter: Adapter) -> dict[str, LoRAAdapter]:

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from ...common.alpha import is_flow
 from ..adapter import LAYERS, PROJECTION
 from ..guidance import GuidanceInput, guidance_embedding, slow_entries
+from ..linear import is_linear, weight_shape
 from ..student_model import check_unguided
 from ..time_embedding import add_guidance
 from .checkpointing import checkpointing
@@ -29,8 +30,8 @@ from .failures import saying_what_fails
 from .teacher import Conditions, conditions_of
 from .time_layer import Probes, time_layer_of
 
-ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Kinds of layers that get a LoRA pair."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Kinds that get a LoRA pair, beside linear layers."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class TrainableStudent:
     def _new_projection(self) -> nn.Parameter:
         """C = 0: the student begins as the conditional teacher."""
         time_layer = self.network.get_submodule(self.time_layer)
-        assert isinstance(time_layer, nn.Linear)
+        assert is_linear(time_layer)
         projection = nn.Parameter(
             torch.zeros(time_layer.in_features, self.guidance.width, device=self.device)
         )
@@ -235,9 +236,10 @@ def new_loras(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(adapter.seed % 2**63)
         for name, module in network.named_modules():
-            if isinstance(module, ADAPTED) and getattr(module, "groups", 1) == 1:
-                rank = min(adapter.rank, module.weight.shape[0], module.weight[0].numel())
-                pair = LoRAAdapter((), lora_weights(module.weight.shape, rank)).to_train().to(device)
+            if is_linear(module) or (isinstance(module, CONVOLUTIONS) and module.groups == 1):
+                shape = weight_shape(module)
+                rank = min(adapter.rank, shape[0], shape[1:].numel())
+                pair = LoRAAdapter((), lora_weights(shape, rank)).to_train().to(device)
                 manager.add_adapter(LAYERS + name, pair)
                 for part in ("lora_up", "lora_down"):
                     weight = getattr(pair, part).weight
