@@ -124,7 +124,7 @@ class DistillGuidance(io.ComfyNode):
         steps = 0 if student_steps == "any" else int(student_steps)
         samples = latents_of(model, latent)
         say = both(warn, show_at_node)
-        for sentence in unlearned(model, negative, guider):
+        for sentence in remarks(model, negative, guider, dials):
             say(sentence)
         job = Job(
             teacher=model,
@@ -159,19 +159,24 @@ def prompts_in(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def unlearned(model: Any, negative: str, guider: Any) -> list[str]:
-    """What the user gave and the student does not learn, a sentence each."""
-    if guider is not None:
-        if not negative.strip():
-            return []
-        return ["The negative prompt is not used: a guider is connected, which has its own."]
-    patches = guidance_patches(model)
-    if not patches:
-        return []
-    return [
-        f"The model has guidance patches ({', '.join(patches)}), and CFG alone is learned. To learn them as "
-        "well, connect the model from before them to model, and a guider with the patched one to guider."
-    ]
+def remarks(model: Any, negative: str, guider: Any, dials: str) -> list[str]:
+    """What the user gave and the student does not learn, or learns and keeps, a sentence each."""
+    said, patches = [], ", ".join(guidance_patches(model))
+    if guider is None and dials.strip() not in ("", "cfg"):
+        said.append("The dials are not used: they name numbers of a guider, and none is connected.")
+    if guider is None and patches:
+        said.append(
+            f"The model has guidance patches ({patches}), and CFG alone is learned. To learn them as well, "
+            "connect the model from before them to model, and a guider with the patched one to guider."
+        )
+    if guider is not None and negative.strip():
+        said.append("The negative prompt is not used: a guider is connected, which has its own.")
+    if guider is not None and patches:
+        said.append(
+            f"The model has guidance patches ({patches}), which the student keeps beside what its guider "
+            "teaches it. Connect the model from before them, or they count once more."
+        )
+    return said
 
 
 def latents_of(model: Any, latent: dict) -> torch.Tensor:

@@ -11,13 +11,14 @@ from typing import Any
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 
+from ..errors import NoUnconditional
 from .errors import OtherGuiderModel, UnknownDial, UnsupportedGuider
 from .trainable import Prompts
 
 PLAIN_DIALS = ("cfg",)
 MOST_DIALS = 2
 """Signals that a student embeds."""
-NEEDED = ("sample", "original_conds", "model_patcher", "model_options")
+NEEDED = ("sample", "predict_noise", "original_conds", "model_patcher", "model_options")
 """Of core's CFGGuider, which guiders of other packs derive from."""
 OF_THE_TEXT = {"cross_attn", "pooled_output", "attention_mask", "model_conds", "uuid"}
 """Keys of core's conditions that come with a prompt."""
@@ -52,7 +53,7 @@ def dials_in(text: str) -> tuple[str, ...]:
 class TeacherGuider:
     """A GUIDER, and the names of those of its numbers that become inputs of the student.
 
-    Raises UnsupportedGuider or UnknownDial.
+    Raises UnsupportedGuider, UnknownDial or NoUnconditional.
     """
 
     guider: Any
@@ -100,6 +101,12 @@ class TeacherGuider:
             raise UnsupportedGuider(
                 f"{self.name} has the conditions {', '.join(conds) or 'none'}. Expected one called positive, "
                 "or a single one: the prompts take its place."
+            )
+        cores_own = type(self.guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+        if cores_own and "cfg" in self.dials and not conds.get("negative"):
+            raise NoUnconditional(
+                f"{self.name} has no negative condition that cfg could weigh. Expected a guider with one, such "
+                "as CFG Guider, or nothing in dials, to leave it as it is."
             )
         networks = {key for cond in conds[self.prompt] for key in NETWORKS if key in cond}
         if networks:

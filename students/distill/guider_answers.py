@@ -33,28 +33,25 @@ def known_answers(
 ) -> list[float]:
     """What a guider answers, for the metadata of ``file``, where it answered ``before`` if it was begun.
 
-    Raises NoUnconditional where it is no teacher, and OtherTraining where it answers otherwise than before:
-    some patch of its model, an option or its negative prompt is another.
+    Raises OtherTraining where it answers otherwise than before: some patch of its model, an option or its
+    negative prompt is another. Where a file is begun, raises NoUnconditional for what is no teacher.
     """
     answers = GuiderAnswers(guided, distribution, guided.guided.name)
     kept = answers.kept()
     if isinstance(before, list) and len(before) == len(kept):
-        now, then = torch.tensor(kept), torch.tensor(before)
-        if bool((now - then).norm() > SAME_ANSWERS_RTOL * then.norm()):
+        if not _near(torch.tensor(kept), torch.tensor(before)):
             raise OtherTraining(
                 f"{file} exists and was made with a guider that answers otherwise: a patch of its model, its "
                 "negative condition or an option is another. Expected the same, to go on with it: choose "
                 "another output name, or remove the file."
             )
-    answers.check(guided.guided.dials, distribution.prompts, say)
+    else:
+        answers.check(guided.guided.dials, distribution.prompts, say)
     return kept
 
 
 class GuiderAnswers:
-    """What a guider answers at a few noise levels; each is asked once.
-
-    name: of the guider.
-    """
+    """What a guider, called ``name``, answers at a few noise levels."""
 
     def __init__(self, visit: Visit, distribution: TrainingDistribution, name: str) -> None:
         self.visit, self.distribution, self.name = visit, distribution, name
@@ -98,7 +95,7 @@ class GuiderAnswers:
                 "they take the place of. Expected a guider whose positive condition is the prompt, and "
                 "prompts that differ."
             )
-        if not torch.equal(self(0, self.scales()), self.usual):
+        if not _near(self(0, self.scales()), self.usual):
             say(
                 f"{self.name} answers otherwise when it is asked again, by chance or by what it remembers: "
                 "a training that is interrupted goes on to another student than one that is not."
@@ -118,6 +115,10 @@ class GuiderAnswers:
                 "has no negative condition to weigh. Expected a guider with one, such as CFG Guider, or "
                 "nothing in dials."
             )
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= SAME_ANSWERS_RTOL * other.norm())
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -22,11 +22,13 @@ from comfy_extras.nodes_custom_sampler import (
 )
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dizzydiff.nodes.distill import DistillGuidance, unlearned
+from dizzydiff import nodes
+from dizzydiff.nodes.distill import DistillGuidance, remarks
 from dizzydiff.students.distill import objective, run
 from dizzydiff.students.distill.errors import (
     OtherGuiderModel,
@@ -48,10 +50,11 @@ from dizzydiff.students.student_model import student_of
 
 from .networks import save_pipeline
 from .test_distill import PROMPTS, Interrupted, denoised, encode, on_teacher
+from .test_distill_quantised import flux
 
 ENCODE = encode(64)
 PLAN = Plan(updates=3, scales=(1.0, 6.0), batch=2, rank=2)
-SIGMAS = torch.tensor([6.0, 2.0, 0.5])
+SIGMAS = torch.tensor([0.9, 0.6, 0.3])
 
 
 class Perturbed(comfy.samplers.CFGGuider):
@@ -167,13 +170,10 @@ def test_a_plain_guider_gives_the_student_of_plain_cfg_bit_for_bit(job: Job, tmp
 
 def test_the_guided_teacher_is_plain_cfg_to_rounding(job: Job) -> None:
     """Through the guider's own sampling, and by the two predictions that the plain teacher gives."""
-    visits = visits_of(job, TeacherGuider(cfg(job.teacher, negative="blurry")))
-    visits.student.negative = visits_of(
-        job, TeacherGuider(cfg(job.teacher, negative="blurry"))
-    ).student.negative
-    guided = answers(job, TeacherGuider(cfg(job.teacher, negative="blurry")), 1, 5.0)
-    pair = visits.student.teacher(torch.cat(states()), SIGMAS, torch.tensor([1, 1, 1]))
-    torch.testing.assert_close(guided, objective.guided(*pair, torch.full((3,), 4.0)), rtol=1e-4, atol=1e-5)
+    guided = TeacherGuider(cfg(job.teacher, negative="blurry"))
+    pair = visits_of(job, guided).student.teacher(torch.cat(states()), SIGMAS, torch.tensor([1, 1, 1]))
+    expected = objective.guided(*pair, torch.full((3,), 4.0))
+    torch.testing.assert_close(answers(job, guided, 1, 5.0), expected, rtol=1e-4, atol=1e-5)
 
 
 PATCHES = {
@@ -192,6 +192,29 @@ def test_the_teacher_answers_as_core_samples_the_patched_model(job: Job, patch: 
     if patch != "none":
         plain = sampled(job.teacher, PROMPTS[2], 5.0)
         assert (guided - plain).norm() > 1e-2 * plain.norm(), "the patch counts"
+
+
+def test_layers_are_skipped_as_core_skips_them(job: Job) -> None:
+    """Core's skip-layer guidance, a pass of its own on transformers."""
+    model = flux(None, quantised=False, context_in_dim=64)
+
+    def patched() -> Any:
+        return SkipLayerGuidanceDiT.execute(model, 3.0, 0.0, 1.0, "0", "0").args[0]
+
+    guided = answers(dataclasses.replace(job, teacher=model), TeacherGuider(cfg(patched())), 1, 4.0)
+    torch.testing.assert_close(guided, sampled(patched(), PROMPTS[1], 4.0))
+    assert (guided - sampled(model, PROMPTS[1], 4.0)).abs().max() > 1e-2
+
+
+def test_the_node_hands_on_guider_and_dials(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(nodes.distill, "trained", lambda job, students: (jobs.append(job), None))
+    latent, guider = {"samples": torch.zeros(1, 4, 8, 8)}, dual(teacher)
+    settings = {"updates": 1, "g_min": 1.0, "g_max": 4.0, "student_steps": "any", "seed": 0}
+    for changes in ({}, {"guider": guider, "dials": "cfg1, cfg2"}):
+        DistillGuidance.execute(teacher, None, "red", latent, "guided", **settings, **changes)
+    assert jobs[0].guider is None and jobs[1].guider == TeacherGuider(guider, ("cfg1", "cfg2"))
+    assert [each.id for each in DistillGuidance.define_schema().inputs][-1] == "guider"
 
 
 def test_a_guider_of_two_scales_gets_both_of_them(job: Job) -> None:
@@ -345,6 +368,8 @@ class Broken(comfy.samplers.CFGGuider):
             return x * torch.nan
         if self.cfg_of == "same":
             return x
+        if self.cfg_of == "grows":
+            return x * self.cfg
         raise KeyError("a key of mine")
 
 
@@ -375,9 +400,13 @@ def test_what_cannot_be_learned_of_a_guider_is_said(job: Job) -> None:
     assert "at most 2" in str(DistillGuidance.validate_inputs(dials="a b c"))
     with pytest.raises(UnsupportedGuider, match="has no sample"):
         TeacherGuider(object())
-    basic = BasicGuider.execute(model, ENCODE("x")).args[0]
+    with pytest.raises(NoUnconditional, match="no negative condition that cfg could weigh"):
+        TeacherGuider(BasicGuider.execute(model, ENCODE("x")).args[0])
+    growing = Broken(model)
+    growing.set_conds(ENCODE("x"), ENCODE(""))
+    growing.cfg_of = "grows"
     with pytest.raises(NoUnconditional, match="no negative condition to weigh"):
-        distill(dataclasses.replace(job, guider=TeacherGuider(basic)))
+        distill(dataclasses.replace(job, guider=TeacherGuider(growing)))
     still = Broken(model)
     still.set_conds(ENCODE("x"), ENCODE(""))
     still.cfg_of = "same"
@@ -399,9 +428,12 @@ def test_several_students_may_share_a_guider(job: Job) -> None:
 
 def test_what_is_not_learned_or_counts_twice_is_said(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     rescaled = PATCHES["RescaleCFG"](job.teacher)
-    assert "sampler_cfg_function" in unlearned(rescaled, "", None)[0]
-    assert "negative prompt is not used" in unlearned(job.teacher, "blurry", cfg(job.teacher))[0]
-    assert not unlearned(job.teacher, "", None) and not unlearned(rescaled, "", cfg(rescaled))
+    guider = cfg(rescaled)
+    assert "sampler_cfg_function), and CFG alone" in remarks(rescaled, "", None, "cfg")[0]
+    assert "dials are not used" in remarks(job.teacher, "", None, "cfg1, cfg2")[0]
+    assert "negative prompt is not used" in remarks(job.teacher, "blurry", guider, "cfg")[0]
+    assert "count once more" in remarks(rescaled, "", guider, "cfg")[0]
+    assert not remarks(job.teacher, "", None, "cfg") and not remarks(job.teacher, "", guider, "cfg")
     result = distill(dataclasses.replace(job, guider=TeacherGuider(cfg(rescaled))))
     student_of(job.teacher, result.adapter, "student")
     assert "count once more" not in caplog.text

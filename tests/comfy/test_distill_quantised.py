@@ -46,9 +46,11 @@ LAYOUTS = {
 }
 
 
-def flux(weights: dict[str, Tensor] | None, quantised: bool, stored: torch.dtype = torch.float32) -> Any:
+def flux(
+    weights: dict[str, Tensor] | None, quantised: bool, stored: torch.dtype = torch.float32, **changes: Any
+) -> Any:
     """Core's Flux without a guidance input, with core's quantised layers or plain ones."""
-    config = comfy.supported_models.FluxSchnell(FLUX)
+    config = comfy.supported_models.FluxSchnell({**FLUX, **changes})
     config.quant_config = {"mixed_ops": True} if quantised else None
     config.set_inference_dtype(stored, torch.float32 if quantised or stored != torch.float32 else None)
     model = comfy.model_base.Flux(config, device=CPU)
