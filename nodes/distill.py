@@ -121,11 +121,7 @@ class DistillGuidance(io.ComfyNode):
         dials: str = "cfg",
         guider: Any = None,
     ) -> io.NodeOutput:
-        steps = 0 if student_steps == "any" else int(student_steps)
         samples = latents_of(model, latent)
-        say = both(warn, show_at_node)
-        for sentence in remarks(model, negative, guider, dials):
-            say(sentence)
         job = Job(
             teacher=model,
             teacher_name=type(model.model.model_config).__name__,
@@ -139,8 +135,8 @@ class DistillGuidance(io.ComfyNode):
                 rate=learning_rate,
                 seed=seed,
                 rank=rank,
-                steps=steps,
-                first_steps=max(8, steps) if sigmas is None else len(sigmas) - 1,
+                steps=steps_in(student_steps),
+                first_steps=max(8, steps_in(student_steps)) if sigmas is None else len(sigmas) - 1,
                 step_updates=step_updates,
             ),
             path=student_path(name),
@@ -148,7 +144,7 @@ class DistillGuidance(io.ComfyNode):
             latents=samples if learn_from == "pictures" else None,
             stage_two_sigmas=sigmas,
             checkpointing=gradient_checkpointing,
-            guider=None if guider is None else TeacherGuider(guider, dials_in(dials)),
+            guider=teacher_guider(model, negative, guider, dials),
             say=say,
         )
         return io.NodeOutput(*trained(job, students))
@@ -157,6 +153,22 @@ class DistillGuidance(io.ComfyNode):
 def prompts_in(text: str) -> list[str]:
     """One a line."""
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def steps_in(student_steps: str) -> int:
+    """0 for stage one alone."""
+    return 0 if student_steps == "any" else int(student_steps)
+
+
+def say(sentence: str) -> None:
+    both(warn, show_at_node)(sentence)
+
+
+def teacher_guider(model: Any, negative: str, guider: Any, dials: str) -> TeacherGuider | None:
+    """What guides the teacher, if it is not CFG; what is not learned of the inputs is said."""
+    for sentence in remarks(model, negative, guider, dials):
+        say(sentence)
+    return None if guider is None else TeacherGuider(guider, dials_in(dials))
 
 
 def remarks(model: Any, negative: str, guider: Any, dials: str) -> list[str]:

@@ -105,8 +105,8 @@ class TeacherGuider:
         cores_own = type(self.guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
         if cores_own and "cfg" in self.dials and not conds.get("negative"):
             raise NoUnconditional(
-                f"{self.name} has no negative condition that cfg could weigh. Expected a guider with one, such "
-                "as CFG Guider, or nothing in dials, to leave it as it is."
+                f"{self.name} has no negative condition that cfg could weigh. Expected a guider with one, "
+                "such as CFG Guider, or nothing in dials, to leave it as it is."
             )
         networks = {key for cond in conds[self.prompt] for key in NETWORKS if key in cond}
         if networks:
