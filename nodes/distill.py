@@ -2,6 +2,7 @@
 """Distill Guidance: a guided student from the MODEL in the graph."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,6 @@ class DistillGuidance(io.ComfyNode):
             stage_two_sigmas=sigmas,
             checkpointing=gradient_checkpointing,
             guider=teacher_guider(model, negative, guider, dials),
-            say=say,
         )
         return io.NodeOutput(*trained(job, students))
 
@@ -204,7 +204,7 @@ def latents_of(model: Any, latent: dict) -> torch.Tensor:
 
 def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
     """The student as MODEL, and a plot of each training as one IMAGE."""
-    show = Show(job.teacher, sum(job.plan.scales) / 2)
+    show, job = Show(job.teacher, sum(job.plan.scales) / 2), replace(job, say=say)
     if students > 1:
         manifest, results = distill_several(job, students, show)
         student = students_of(job.teacher, manifest, job.path.name)

@@ -37,10 +37,10 @@ from dizzydiff.students.distill.errors import (
     UnsupportedGuider,
 )
 from dizzydiff.students.distill.guider import TeacherGuider, conditionings, dials_in, signals_of
+from dizzydiff.students.distill.guider_answers import known_answers
 from dizzydiff.students.distill.guider_visits import GuiderVisits
 from dizzydiff.students.distill.plan import Plan
 from dizzydiff.students.distill.run import Job, distill
-from dizzydiff.students.distill.several import distill_several
 from dizzydiff.students.distill.teacher import trainable
 from dizzydiff.students.distill.trainable import AdapterShape, TrainableStudent
 from dizzydiff.students.errors import NoUnconditional
@@ -337,7 +337,7 @@ def test_a_guider_without_a_dial_is_learned_as_it_is(job: Job) -> None:
 
 
 def test_a_guider_and_the_model_may_be_patched_in_other_ways(job: Job) -> None:
-    """Object patches of the guider's MODEL count for the teacher alone, and are off after the training."""
+    """Object patches of the guider's MODEL count for the teacher alone, and are off after it was asked."""
     patched = job.teacher.clone()
     scaled = patched.get_model_object("model_sampling")
     half = type(scaled)(job.teacher.model.model_config)
@@ -346,7 +346,6 @@ def test_a_guider_and_the_model_may_be_patched_in_other_ways(job: Job) -> None:
     before = denoised(job.teacher, ENCODE("red"), 2.0)
     other = sampled(patched, PROMPTS[0], 5.0)
     torch.testing.assert_close(answers(job, TeacherGuider(cfg(patched)), 0, 5.0), other)
-    distill(dataclasses.replace(job, guider=TeacherGuider(cfg(patched))))
     assert torch.equal(denoised(job.teacher, ENCODE("red"), 2.0), before)
     assert job.teacher.get_model_object("model_sampling") is scaled
 
@@ -354,7 +353,7 @@ def test_a_guider_and_the_model_may_be_patched_in_other_ways(job: Job) -> None:
 def test_the_users_guider_stays_as_it_was(job: Job) -> None:
     guider = perturbed(job.teacher)
     before = {**vars(guider)}
-    distill(dataclasses.replace(job, guider=TeacherGuider(guider)))
+    answers(job, TeacherGuider(guider), 0, 5.0)
     assert vars(guider) == before
 
 
@@ -420,12 +419,6 @@ def test_what_cannot_be_learned_of_a_guider_is_said(job: Job) -> None:
         distill(dataclasses.replace(job, guider=TeacherGuider(cfg(lora))))
 
 
-def test_several_students_may_share_a_guider(job: Job) -> None:
-    guided = TeacherGuider(cfg(PATCHES["RescaleCFG"](job.teacher)))
-    manifest, results = distill_several(dataclasses.replace(job, guider=guided), 2)
-    assert len(results) == len(manifest.files) == 2
-
-
 def test_what_is_not_learned_or_counts_twice_is_said(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     rescaled = PATCHES["RescaleCFG"](job.teacher)
     guider = cfg(rescaled)
@@ -449,5 +442,6 @@ def test_a_guider_that_draws_at_random_is_told_of(job: Job) -> None:
 
     guider, said = Chance(job.teacher), list[str]()
     guider.set_conds(ENCODE("x"), ENCODE(""))
-    distill(dataclasses.replace(job, guider=TeacherGuider(guider), say=said.append))
+    visits = visits_of(job, TeacherGuider(guider))
+    known_answers(visits, visits.student.distribution((1.0, 6.0)), None, "student", said.append)
     assert len(said) == 1 and "when it is asked again" in said[0]
