@@ -29,7 +29,8 @@ def main(what: str, teacher: str, size: str, batch: str) -> None:
     if what == "sampling":
         sample(model, int(size), int(batch))
     else:
-        distill(model, int(size), int(batch), checkpointing=what == "distilling")
+        guided = four_passes(model) if what == "distilling by a guider" else None
+        distill(model, int(size), int(batch), what != "distilling, nothing recomputed", guided)
     print(peak() - before)
 
 
@@ -79,10 +80,23 @@ def sample(model: Any, size: int, batch: int) -> None:
         )
 
 
-def distill(model: Any, size: int, batch: int, checkpointing: bool) -> None:
+def four_passes(model: Any) -> Any:
+    """Dual CFG, and the pass of PAG."""
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    from dizzydiff.students.distill.guider import TeacherGuider
+
+    perturbed = PerturbedAttentionGuidance.execute(model, 2.0).args[0]
+    prompts = (conditioning(model, seed) for seed in range(3))
+    return TeacherGuider(DualCFGGuider.execute(perturbed, *prompts, 2.0, 3.0, "regular").args[0], ("cfg1",))
+
+
+def distill(model: Any, size: int, batch: int, checkpointing: bool, guided: Any) -> None:
     """Updates of stage one by the training's own loop, on a pool as short as one can be."""
+    from dizzydiff.students.distill.guider_visits import GuiderVisits
     from dizzydiff.students.distill.plan import Plan, PlannedStage
-    from dizzydiff.students.distill.stages import GuidanceStage
+    from dizzydiff.students.distill.stages import GuidanceStage, GuiderStage, Stage
     from dizzydiff.students.distill.teacher import trainable
     from dizzydiff.students.distill.trainable import AdapterShape, Prompts, TrainableStudent
     from dizzydiff.students.distill.training import Training
@@ -95,7 +109,10 @@ def distill(model: Any, size: int, batch: int, checkpointing: bool) -> None:
         (4, size, size),
         AdapterShape(distilled_guidance(plan.scales), plan.rank, plan.seed),
     )
-    stage = GuidanceStage(student.distribution(plan.scales), steps=2)
+    distribution = student.distribution(plan.scales)
+    stage: Stage = GuidanceStage(distribution, steps=2)
+    if guided is not None:
+        stage = GuiderStage(distribution, GuiderVisits(guided, student, [conditioning(model, 0)], 0), steps=2)
     with torch.enable_grad(), student.training(checkpointing):
         Training(student, [PlannedStage(stage, TWICE)], plan).run()
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Peak memory of distilling beside that of sampling the teacher with CFG, same batch, weights included: the
-bar is 1.6 times.
+"""Peak memory of distilling, with CFG and by a guider of four passes, beside that of sampling the teacher
+with CFG, same batch, weights included: the bar is 1.6 times.
 
 A UNet of SD1.5's layout at half its width with random weights. Each side runs in a process of its own; what
 the process held before the model was loaded is taken off. On a GPU it is the device's memory, on a CPU the
@@ -31,7 +31,12 @@ def run(quick: bool) -> list[dict[str, Any]]:
         for size, batch in ((32, 1),) if quick else ((32, 1), (32, 4), (64, 2)):
             taken = {
                 what: peak(what, teacher, size, batch)
-                for what in ("sampling", "distilling", "distilling, nothing recomputed")
+                for what in (
+                    "sampling",
+                    "distilling",
+                    "distilling, nothing recomputed",
+                    "distilling by a guider",
+                )
             }
             rows.append(
                 {
@@ -40,6 +45,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
                     "batch": batch,
                     **{f"{what} MB": round(value / 1e6) for what, value in taken.items()},
                     "ratio": taken["distilling"] / taken["sampling"],
+                    "guider_ratio": taken["distilling by a guider"] / taken["sampling"],
                 }
             )
     return rows

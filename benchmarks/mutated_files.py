@@ -221,8 +221,9 @@ def save_pipeline(folder: Path) -> Path:
 
 def train_adapters(pipeline: Path, folder: Path) -> Any:
     """One adapter and two that share the prompts, each after one update; their teacher."""
+    from ..students.distill.job import Job
     from ..students.distill.plan import Plan
-    from ..students.distill.run import Job, distill
+    from ..students.distill.run import distill
     from ..students.distill.several import distill_several
     from ..students.loader import Source, load_unet
 

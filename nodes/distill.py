@@ -2,8 +2,8 @@
 """Distill Guidance: a guided student from the MODEL in the graph."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,24 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..common.messages import both, inform
+from ..common.messages import both, inform, warn
 from ..common.pictures import image_of
 from ..students.distill import plot, presets
 from ..students.distill.errors import Diverged, UnsupportedTeacher
+from ..students.distill.guider import dials_in
+from ..students.distill.job import Job
 from ..students.distill.pace import Pace, described
 from ..students.distill.plan import NO_PROMPTS, Plan
 from ..students.distill.presets import CUSTOM, with_preset
 from ..students.distill.prompt_files import lines_of, read_prompts
-from ..students.distill.run import Job, Running, distill
+from ..students.distill.run import Running, distill
 from ..students.distill.several import distill_several
 from ..students.distill.training import Progress
 from ..students.errors import StudentError
 from ..students.guidance import HIGHEST_SCALE
 from ..students.library import inside
 from ..students.student_model import student_of, students_of
+from .distill_guider import teacher_guider
 from .distill_inputs import all_inputs
 from .inputs import check_range
 from .notice import show_at_node, show_progress_at_node
@@ -85,12 +88,14 @@ class DistillGuidance(io.ComfyNode):
         prompts: str | None = None,
         name: str | None = None,
         prompts_file: str | None = "",
+        dials: str | None = None,
     ) -> bool | str:
         try:
             if prompts is not None and prompts_file is not None and not prompts_in(prompts, prompts_file):
                 return NO_PROMPTS
             if name is not None:
                 student_path(name)
+            dials_in(dials or "")
         except StudentError as error:
             return str(error)
         for name, value in (("g_min", g_min), ("g_max", g_max)):
@@ -129,10 +134,11 @@ class DistillGuidance(io.ComfyNode):
         gradient_checkpointing: bool = True,
         students: int = 1,
         sigmas: torch.Tensor | None = None,
+        dials: str = "cfg",
+        guider: Any = None,
         preset: str = CUSTOM,
         prompts_file: str = "",
     ) -> io.NodeOutput:
-        steps = 0 if student_steps == "any" else int(student_steps)
         samples = latents_of(model, latent)
         job = Job(
             teacher=model,
@@ -147,8 +153,8 @@ class DistillGuidance(io.ComfyNode):
                 rate=learning_rate,
                 seed=seed,
                 rank=rank,
-                steps=steps,
-                first_steps=max(8, steps) if sigmas is None else len(sigmas) - 1,
+                steps=steps_in(student_steps),
+                first_steps=max(8, steps_in(student_steps)) if sigmas is None else len(sigmas) - 1,
                 step_updates=step_updates,
             ),
             path=student_path(name),
@@ -156,6 +162,7 @@ class DistillGuidance(io.ComfyNode):
             latents=samples if learn_from == "pictures" else None,
             stage_two_sigmas=sigmas,
             checkpointing=gradient_checkpointing,
+            guider=teacher_guider(model, negative, guider, dials),
         )
         return io.NodeOutput(*trained(at_preset(job, preset), students))
 
@@ -165,7 +172,7 @@ def at_preset(job: Job, preset: str) -> Job:
     if preset == CUSTOM:
         return job
     both(inform, show_at_node)(presets.sentence(preset))
-    return dataclasses.replace(job, plan=with_preset(job.plan, preset))
+    return replace(job, plan=with_preset(job.plan, preset))
 
 
 def prompts_in(text: str, file: str | None) -> list[str]:
@@ -176,6 +183,11 @@ def prompts_in(text: str, file: str | None) -> list[str]:
         return lines_of(text)
     root = Path(folder_paths.get_input_directory())
     return [*lines_of(text), *read_prompts(inside(root, file.strip()))]
+
+
+def steps_in(student_steps: str) -> int:
+    """0 for stage one alone."""
+    return 0 if student_steps == "any" else int(student_steps)
 
 
 def latents_of(model: Any, latent: dict) -> torch.Tensor:
@@ -191,7 +203,7 @@ def latents_of(model: Any, latent: dict) -> torch.Tensor:
 
 def trained(job: Job, students: int) -> tuple[Any, torch.Tensor]:
     """The student as MODEL, and a plot of each training as one IMAGE."""
-    show = Show(job.teacher, sum(job.plan.scales) / 2)
+    show, job = Show(job.teacher, sum(job.plan.scales) / 2), replace(job, say=both(warn, show_at_node))
     with show.saying_what_is_saved():
         if students > 1:
             manifest, results = distill_several(job, students, show)

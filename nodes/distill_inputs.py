@@ -9,7 +9,7 @@ from ..students.distill.presets import CUSTOM, PRESETS
 
 
 def all_inputs() -> list[io.Input]:
-    return [*teacher(), *guidance(), *optimiser(), *special(), *shortcuts()]
+    return [*teacher(), *guidance(), *optimiser(), *special(), *guider(), *shortcuts()]
 
 
 def teacher() -> list[io.Input]:
@@ -157,6 +157,27 @@ def special() -> list[io.Input]:
             optional=True,
             tooltip="Noise levels of the first student of stage two, such as from Stability Grid. Default: "
             "simple.",
+        ),
+    ]
+
+
+def guider() -> list[io.Input]:
+    """The teacher's guidance, where it is not CFG."""
+    return [
+        io.String.Input(
+            "dials",
+            default="cfg",
+            multiline=False,
+            optional=True,
+            advanced=True,
+            tooltip="With a guider: which of its numbers become scales of the student, one or two, such as "
+            "cfg or cfg1, cfg2. The others stay as they are; empty: all of them.",
+        ),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip="What guides the teacher, with its patches (PAG, skip-layer, Rescale CFG, APG) and its "
+            "negative prompt; each of the prompts takes the place of its positive one. Default: CFG.",
         ),
     ]
 

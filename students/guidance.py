@@ -63,10 +63,11 @@ LCM = GuidanceFamily(
     scale_range=(3.0, 13.0),
     lcm_steps=50,
 )
+TWO_SIGNALS = GuidanceFamily("two signals", LCM.keys, Applied.TIME_EMBEDDING, width=1024, signals=2)
 FAMILIES = (
     LCM,
     GuidanceFamily("cfg-distill", LCM.keys, Applied.TIME_EMBEDDING, width=512),
-    GuidanceFamily("two signals", LCM.keys, Applied.TIME_EMBEDDING, width=1024, signals=2),
+    TWO_SIGNALS,
     GuidanceFamily(
         "Flux, HunyuanVideo, HunyuanImage",
         r"(^|\.)(guidance_in|time_text_embed\.guidance_embedder|time_guidance_embed)\.",
@@ -162,10 +163,13 @@ def guidance_input(width: int, settings: Mapping[str, Any], name: str) -> Guidan
     return GuidanceInput(width, offset, scale_range if stated is None else _range_of(stated, name))
 
 
-def distilled_guidance(scales: tuple[float, float]) -> GuidanceInput:
-    """What Distill Guidance trains: LCM's width and w = g - 1, which diffusers' pipelines embed too."""
-    assert LCM.width is not None
-    return GuidanceInput(LCM.width, LCM.offset, scales)
+def distilled_guidance(scales: tuple[float, float], signals: int = 1) -> GuidanceInput:
+    """What Distill Guidance trains: w = g - 1, at LCM's width, which diffusers' pipelines embed too; or two
+    of them side by side.
+    """
+    width = (LCM if signals == 1 else TWO_SIGNALS).width
+    assert width is not None
+    return GuidanceInput(width, LCM.offset, scales)
 
 
 def _range_of(stated: Any, name: str) -> tuple[float, float]:
@@ -227,6 +231,16 @@ def scales_tensor(guidance: float | Sequence[float] | torch.Tensor | None, defau
     if not bool(scales.isfinite().all()):
         raise BadScales(f"guidance: got {scales.tolist()}; expected finite numbers, such as 4.")
     return scales
+
+
+def signals_tensor(first: Any, second: Any, guidance: GuidanceInput) -> torch.Tensor:
+    """The scales of a conditioning's ``guidance`` and ``guidance_2``: [N], or [N, 2] for a student of two
+    signals, whose second is as the first where it has none of its own. Raises BadScales.
+    """
+    g = scales_tensor(first, guidance.default_scale)
+    if guidance.signals == 1:
+        return g
+    return torch.stack(torch.broadcast_tensors(g, g if second is None else scales_tensor(second, 0.0)), 1)
 
 
 def parse_scales(text: str) -> list[float]:

@@ -12,7 +12,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.model_base import SDXL, BaseModel, ModelType
 
-from .guidance import GuidanceInput, guidance_embedding, scales_tensor
+from .guidance import GuidanceInput, guidance_embedding, scales_tensor, signals_tensor
 
 
 class GuidedUNet(UNetModel):
@@ -92,12 +92,7 @@ class GuidedModel(BaseModel):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         out = super().extra_conds(**kwargs)
-        g = scales_tensor(kwargs.get("guidance"), self.guidance.default_scale)
-        if self.guidance.signals == 2:
-            second = kwargs.get("guidance_2")
-            g = torch.stack(
-                torch.broadcast_tensors(g, g if second is None else scales_tensor(second, 0.0)), 1
-            )
+        g = signals_tensor(kwargs.get("guidance"), kwargs.get("guidance_2"), self.guidance)
         self.guidance.warn_outside(g, self.model_config.name)
         out["milliweights"] = comfy.conds.CONDRegular(self.guidance.milliweights(g).to(kwargs["device"]))
         return out

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from ..common.fingerprint import fingerprint
 from . import loader
 from .adapter import LAYERS, Adapter, Manifest, read
+from .bypass import add_loras
 from .errors import NoUnconditional, WrongTeacher
-from .guidance import GuidanceInput, guidance_embedding, scales_tensor
+from .guidance import GuidanceInput, guidance_embedding, signals_tensor
+from .linear import weight_shape
 from .loader import Source
 from .networks import GuidedModel
 from .time_embedding import guided_time
@@ -48,11 +50,19 @@ def load_student(source: Source, teacher: Any = None, in_memory: int = IN_MEMORY
 
 
 def student_of(teacher: Any, adapter: Adapter, name: str) -> Any:
-    """One student: core's LoRA patches on the teacher, and a guidance input. Raises WrongTeacher."""
+    """One student: core's LoRA on the teacher, and a guidance input. Raises WrongTeacher."""
     check_teacher(teacher, adapter, name)
+    plan, patches = adapter.settings.get("plan"), guidance_patches(teacher)
+    if isinstance(plan, dict) and plan.get("guider") and patches:
+        logging.warning(
+            "%s has learned what its guider did, and the teacher has guidance patches of its own (%s), which "
+            "count once more. Connect the model from before them.",
+            name,
+            ", ".join(patches),
+        )
     student = guided_model(teacher, adapter.guidance, name, GuidanceWrapper(adapter))
     student.set_attachments(DISTILLED, adapter)
-    student.add_patches({f"{layer}.weight": lora for layer, lora in loras_of(adapter).items()}, 1.0)
+    add_loras(student, loras_of(adapter))
     return student
 
 
@@ -103,6 +113,11 @@ def ignores_guidance(model: Any) -> bool:
     return not named or hasattr(network, "guidance_in")
 
 
+def guidance_patches(model: Any) -> list[str]:
+    """Names of those options of a MODEL that guide it where it is sampled: no network sees them."""
+    return sorted(key for key, value in model.model_options.items() if key.startswith("sampler_") and value)
+
+
 def check_unguided(model: Any) -> None:
     """Raise NoUnconditional for a MODEL that takes its guidance as an input."""
     if takes_guidance(model):
@@ -141,9 +156,11 @@ def check_teacher(teacher: Any, adapter: Adapter, name: str) -> None:
 
 def _fits(module: nn.Module | None, adapter: Adapter, layer: str) -> bool:
     """Whether the layer is there and has the size of its LoRA pair."""
-    weight = getattr(module, "weight", None)
+    if getattr(module, "weight", None) is None:
+        return False
+    shape = weight_shape(module)
     up, down = (adapter.lora[f"{layer}.{part}.weight"] for part in ("lora_up", "lora_down"))
-    return weight is not None and weight.shape[0] == up.shape[0] and weight[0].numel() == down.shape[1]
+    return shape[0] == up.shape[0] and shape[1:].numel() == down.shape[1]
 
 
 def loras_of(adapter: Adapter) -> dict[str, LoRAAdapter]:
@@ -163,15 +180,17 @@ def guided_model(teacher: Any, guidance: GuidanceInput, name: str, wrapper: Call
 
 
 class GuidedConditions:
-    """``extra_conds`` with 1000 w of the conditioning key ``guidance`` (g, or one g a row) beside the model's
-    own conditions, which do not see that key: the teacher was asked without it.
+    """``extra_conds`` with 1000 w of the conditioning key ``guidance`` (g, or one g a row; ``guidance_2`` for
+    a second signal) beside the model's own conditions, which do not see these keys: the teacher was asked
+    without them.
     """
 
     def __init__(self, original: Callable[..., dict[str, Any]], guidance: GuidanceInput, name: str) -> None:
         self.original, self.guidance, self.name = original, guidance, name
 
     def __call__(self, **kwargs: Any) -> dict[str, Any]:
-        g = scales_tensor(kwargs.pop("guidance", None), self.guidance.default_scale)
+        first, second = (kwargs.pop(key, None) for key in ("guidance", "guidance_2"))
+        g = signals_tensor(first, second, self.guidance)
         self.guidance.warn_outside(g, self.name)
         return {
             **self.original(**kwargs),

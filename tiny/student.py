@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..students.distill.job import Job
 from ..students.distill.merged import write_folder
 from ..students.distill.plan import Plan
-from ..students.distill.run import Job, Observer, distill
+from ..students.distill.run import Observer, distill
 from ..students.distill.teacher import diffusers_names
 from ..students.loader import Source, load_unet
 from ..students.pipeline import load_clip

@@ -177,8 +177,8 @@ def train(options: argparse.Namespace, observe: Callable[[Any, Any], None]) -> N
 
 def job_of(options: argparse.Namespace) -> tuple[Any, Path]:
     """The job, and the folder of the teacher's UNet."""
+    from dizzydiff.students.distill.job import Job
     from dizzydiff.students.distill.plan import Plan
-    from dizzydiff.students.distill.run import Job
     from dizzydiff.students.loader import Source, load_unet
     from dizzydiff.students.pipeline import load_clip
 

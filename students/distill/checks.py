@@ -24,19 +24,29 @@ def check_teacher(student: TrainableStudent, distribution: TrainingDistribution)
     """Raise NoUnconditional unless the teacher answers differently without its prompt, and UnsupportedTeacher
     unless each row of a batch is answered as it is alone.
     """
-    rows, level = max(2, min(4, len(student.positive))), distribution.level(0.5)
-    x, sigma = (
-        distribution.draw_noise(rows, torch.Generator().manual_seed(0), level),
-        torch.full((rows,), level),
-    )
-    conditional, unconditional = student.teacher(x, sigma, torch.arange(rows) % len(student.positive))
+    x, sigma, prompt = _rows(student, distribution)
+    conditional, unconditional = student.teacher(x, sigma, prompt)
     if (conditional - unconditional).abs().max() <= GUIDABLE_RTOL * conditional.abs().max():
         raise NoUnconditional(
             f"{student.name} answers the same with the prompts and with the negative prompt: there is no "
             "guidance to learn. Expected a model trained for CFG, and prompts that differ from the negative "
             "one."
         )
-    alone, _ = student.teacher(x[:1], sigma[:1], torch.zeros(1).long())
+    check_rows(student, distribution)
+
+
+def _rows(student: TrainableStudent, distribution: TrainingDistribution) -> tuple[Tensor, Tensor, Tensor]:
+    """x, sigma and prompt of a few rows."""
+    rows, level = max(2, min(4, len(student.positive))), distribution.level(0.5)
+    x = distribution.draw_noise(rows, torch.Generator().manual_seed(0), level)
+    return x, torch.full((rows,), level), torch.arange(rows) % len(student.positive)
+
+
+def check_rows(student: TrainableStudent, distribution: TrainingDistribution) -> None:
+    """Raise UnsupportedTeacher unless each row of a batch is answered as it is alone."""
+    x, sigma, prompt = _rows(student, distribution)
+    conditional = student.conditional(x, sigma, prompt)
+    alone = student.conditional(x[:1], sigma[:1], prompt[:1])
     tolerance = ROWS_APART_RTOL if student.dtype == torch.float32 else ROWS_APART_RTOL_HALF
     for together in (conditional[:1], student.two_together(x[:2], sigma[:2])[:1]):
         if _rms(alone - together) > tolerance * _rms(alone):

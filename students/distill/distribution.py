@@ -19,7 +19,7 @@ class TrainingDistribution:
 
     prompts: how many there are. shape: of one latent. scales: lowest and highest g. level: sigma at a time in
     [0, 1], 1 being pure noise. latents: [n, ...] of the user's pictures in the model's own scale, row i to
-    prompt i mod ``prompts``; or None.
+    prompt i mod ``prompts``; or None. signals: how many g a row has.
     """
 
     prompts: int
@@ -28,15 +28,31 @@ class TrainingDistribution:
     level: Callable[[float], float]
     flow: bool
     latents: Tensor | None = None
+    signals: int = 1
 
     def draw_prompts(self, rows: int, generator: torch.Generator) -> Tensor:
         """[rows] numbers of prompts."""
         return torch.randint(self.prompts, (rows,), generator=generator)
 
     def draw_scales(self, rows: int, generator: torch.Generator) -> Tensor:
-        """g ~ U[low, high]: [rows] in float64."""
+        """g ~ U[low, high]: [rows] in float64, or [rows, signals] of several signals."""
+        return self._scaled(torch.rand(*self._scales_shape(rows), generator=generator, dtype=torch.float64))
+
+    def draw_spread_scales(self, rows: int, generator: torch.Generator) -> Tensor:
+        """As ``draw_scales``, and of each signal one in each of ``rows`` equal parts of the range: a Latin
+        hypercube (McKay et al. 1979).
+        """
+        shape = self._scales_shape(rows)
+        inside = torch.rand(*shape, generator=generator, dtype=torch.float64)
+        part = torch.rand(*shape, generator=generator).argsort(0)
+        return self._scaled((part + inside) / rows)
+
+    def _scales_shape(self, rows: int) -> tuple[int, ...]:
+        return (rows,) if self.signals == 1 else (rows, self.signals)
+
+    def _scaled(self, part: Tensor) -> Tensor:
         low, high = self.scales
-        return low + (high - low) * torch.rand(rows, generator=generator, dtype=torch.float64)
+        return low + (high - low) * part
 
     def draw_noise(self, rows: int, generator: torch.Generator, sigma: float) -> Tensor:
         """sigma eps: [rows, ...]."""

@@ -22,6 +22,18 @@ class UnsupportedTeacher(StudentError):
     """A network without a time embedding that guidance could join."""
 
 
+class UnknownDial(StudentError):
+    """A guider has no number of this name, or more were named than a student has inputs."""
+
+
+class OtherGuiderModel(StudentError):
+    """A guider guides another network, or other weights, than the one that is distilled."""
+
+
+class UnsupportedGuider(StudentError):
+    """A guider that does not answer as a teacher has to."""
+
+
 class NotEnoughMemory(StudentError):
     """Training needs more memory than there is."""
 

@@ -27,7 +27,7 @@ def needed_memory(student: TrainableStudent, distribution: TrainingDistribution,
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept.update(_storage(tensor))
         return tensor
 
     one = torch.ones(1)
@@ -38,14 +38,22 @@ def needed_memory(student: TrainableStudent, distribution: TrainingDistribution,
             torch.zeros(1).long(),
             one * distribution.scales[0],
         )
-    weights = {
-        parameter.untyped_storage().data_ptr()
-        for parameter in [*student.network.parameters(), *student.parameters.values()]
-    }
-    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    for parameter in [*student.network.parameters(), *student.parameters.values()]:
+        for pointer in _storage(parameter):
+            kept.pop(pointer, None)
+    activations = sum(kept.values())
     del result
     parameters = sum(p.numel() * p.element_size() for p in student.parameters.values())
     return int(MARGIN * batch * activations) + COPIES_OF_PARAMETERS * parameters
+
+
+def _storage(tensor: Tensor) -> dict[int, int]:
+    """Where its bytes are -> how many; nothing of a wrapper around packed weights, which are there anyway."""
+    try:
+        storage = tensor.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    except RuntimeError:
+        return {}
 
 
 def check_memory(student: TrainableStudent, distribution: TrainingDistribution, batch: int) -> None:

@@ -28,6 +28,11 @@ def one_step_target(x: Tensor, sigma: Tensor, x_end: Tensor, sigma_end: Tensor) 
     return x - sigma * (x - x_end) / (sigma - sigma_end)
 
 
+def strongest(g: Tensor) -> Tensor:
+    """w of the strongest signal, by which ``loss`` weighs a row. g: [B] or [B, signals] -> [B]."""
+    return g.reshape(len(g), -1).amax(1) - 1
+
+
 def loss(denoised: Tensor, target: Tensor, sigma: Tensor, w: Tensor, flow: bool) -> Tensor:
     """Mean of omega(sigma) ||D - D_target||^2 / (1 + w), omega = 1 / sigma^2, plus 1 unless ``flow``:
     equation 3, weighed. sigma, w: [B].

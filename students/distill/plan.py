@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .distribution import TrainingDistribution
 from .errors import BadPlan, NoPrompts
-from .stages import GuidanceStage, ProgressiveStage, Stage
+from .stages import GuidanceStage, GuiderStage, ProgressiveStage, Stage, Visit
 
 WARM_UP_UPDATES = 50
 """Until the full learning rate."""
@@ -90,17 +90,21 @@ class PlannedStage:
 
 
 def stages_of(
-    plan: Plan, distribution: TrainingDistribution, sigmas: Callable[[int], Tensor]
+    plan: Plan,
+    distribution: TrainingDistribution,
+    sigmas: Callable[[int], Tensor],
+    visit: Visit | None = None,
 ) -> list[PlannedStage]:
     """Stage one, then the halvings. sigmas(n): the n + 1 noise levels of n steps, of which every other one is
-    those of n / 2.
+    those of n / 2. visit: the teacher's guider, where it is not plain CFG.
 
     The first student of stage two learns each of its steps from four of stage one's, the others from two.
     Raises NoPrompts.
     """
     if distribution.prompts < 1:
         raise NoPrompts(NO_PROMPTS)
-    planned = [PlannedStage(GuidanceStage(distribution), plan.updates)]
+    first = GuidanceStage(distribution) if visit is None else GuiderStage(distribution, visit)
+    planned = [PlannedStage(first, plan.updates)]
     for i, n in enumerate(plan.students):
         fine = sigmas(n * (4 if i == 0 else 2))
         planned.append(PlannedStage(ProgressiveStage(distribution, fine, n), plan.step_updates))

@@ -4,61 +4,34 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...common.fingerprint import fingerprint
 from ...common.steps import euler_step, per_row
-from .. import files
-from ..adapter import ADAPTER_FORMAT, Adapter, adapter_of
+from ..adapter import Adapter, adapter_of
 from ..guidance import distilled_guidance
 from . import saving
-from .checks import check_gradient, check_teacher
-from .errors import BadPlan, CannotSave, NoPrompts, OtherTraining
+from .checks import check_gradient, check_rows, check_teacher
+from .errors import CannotSave, NoPrompts
 from .failures import saying_out_of_memory, saying_what_fails
+from .guider import conditionings, signals_of
+from .guider_answers import ANSWERS, known_answers
+from .guider_visits import GuiderVisits
+from .job import Job, check_inputs, metadata_of, state_of_file
 from .memory import check_memory
-from .plan import NO_PROMPTS, Plan, stages_of
-from .teacher import noise_levels, trainable, versions
-from .trainable import AdapterShape, Prompts, TrainableStudent
+from .plan import NO_PROMPTS, stages_of
+from .teacher import noise_levels, trainable
+from .trainable import AdapterShape, TrainableStudent
 from .training import Progress, Training
 
 SAVE_EVERY = 200
 """Updates."""
-LONGEST_SAID = 24
-"""Letters of a setting in a message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is distilled into which file.
-
-    prompts: texts; encode: a text to core's CONDITIONING; shape: [C, H, W] of a latent; latents: [n, C, H, W]
-    of pictures, the i-th shown by prompt i mod len(prompts), or None: states come from the teacher.
-    stage_two_sigmas: of the first student of stage two, or None for core's ``simple``. turn: (i, K), where it
-    is the i-th of K students that are trained one after the other.
-    """
-
-    teacher: Any
-    teacher_name: str
-    prompts: list[str]
-    encode: Callable[[str], list]
-    shape: tuple[int, ...]
-    plan: Plan
-    path: Path
-    negative: str = ""
-    latents: Tensor | None = None
-    stage_two_sigmas: Tensor | None = None
-    checkpointing: bool = True
-    turn: tuple[int, int] = (0, 1)
 
 
 class Running:
@@ -150,17 +123,26 @@ def distill(job: Job, observe: Observer = lambda running, progress: None) -> Res
     saving.check_target(job.path)
     check_inputs(job)
     with gradients(), saying_out_of_memory():
-        state = _state_of_file(job)
+        state = state_of_file(job)
+        prompts = conditionings(job.guider, job.prompts, job.encode, job.negative, job.teacher)
+        guidance = distilled_guidance(job.plan.scales, signals_of(job.guider))
         student = TrainableStudent(
             trainable(job.teacher),
-            Prompts(map(job.encode, job.prompts), job.encode(job.negative)),
+            prompts,
             job.shape,
-            AdapterShape(distilled_guidance(job.plan.scales), job.plan.rank, job.plan.seed),
+            AdapterShape(guidance, job.plan.rank, job.plan.seed),
             job.teacher_name,
         )
-        metadata = _metadata(job, student.time_layer)
+        metadata = metadata_of(job, student.time_layer)
         distribution = student.distribution(job.plan.scales, job.latents)
-        training = Training(student, stages_of(job.plan, distribution, levels_of(job, student)), job.plan)
+        visits = None
+        if job.guider is not None:
+            visits = GuiderVisits(job.guider, student, list(prompts.positive), job.plan.seed)
+            before = None if state is None else state[1].get(ANSWERS)
+            metadata[ANSWERS] = known_answers(visits, distribution, before, job.path.name, job.say)
+        visit = visits if prompts.negative is None else None
+        stages = stages_of(job.plan, distribution, levels_of(job, student), visit)
+        training = Training(student, stages, job.plan)
         if state is not None:
             training.resume(*state)
         if not training.finished:
@@ -187,7 +169,8 @@ def _train(running: Running, observe: Observer) -> None:
 
     with student.training(job.checkpointing):
         with saying_what_fails(job.teacher_name, job.shape):
-            check_teacher(student, running.distribution)
+            check = check_teacher if student.negative else check_rows
+            check(student, running.distribution)
             check_memory(student, running.distribution, job.plan.batch)
             check_gradient(student, running.distribution)
         try:
@@ -206,90 +189,3 @@ def _save_at_least(save: Callable[[], None]) -> None:
         save()
     except CannotSave as error:
         logging.error("%s", error)
-
-
-def check_inputs(job: Job) -> None:
-    """Raise BadPlan for pictures and sigmas that nothing can be learned from."""
-    if job.latents is not None and not bool(job.latents.isfinite().all()):
-        raise BadPlan(
-            "The pictures' latents contain NaN or infinity. Expected finite numbers: encode the pictures "
-            "again."
-        )
-    sigmas = job.stage_two_sigmas
-    if sigmas is None or not job.plan.steps:
-        return
-    if (
-        sigmas.ndim != 1
-        or len(sigmas) != job.plan.first_steps + 1
-        or not bool(sigmas.isfinite().all())
-        or not bool((sigmas[1:] < sigmas[:-1]).all())
-        or float(sigmas[-1]) < 0.0
-    ):
-        raise BadPlan(
-            f"The sigmas of stage two are {[round(each, 4) for each in sigmas.flatten()[:8].tolist()]}. "
-            "Expected them to fall from step to step: connect those of a scheduler."
-        )
-
-
-def _metadata(job: Job, time_layer: str) -> dict[str, Any]:
-    """The file's metadata but for the progress."""
-    metadata = saving.adapter_metadata(
-        teacher=fingerprint(job.teacher),
-        teacher_name=job.teacher_name,
-        time_layer=time_layer,
-        scales=job.plan.scales,
-        plan=_plan_on_disk(job),
-        versions=versions(),
-    )
-    return json.loads(json.dumps(metadata))
-
-
-def _plan_on_disk(job: Job) -> dict[str, Any]:
-    """Equal plans of equal teachers train equal students. The keys are those of files that stand on disks."""
-    sigmas = job.stage_two_sigmas
-    plan = {
-        **asdict(job.plan),
-        "shape": list(job.shape),
-        "negative": job.negative,
-        "pictures": None if job.latents is None else _digest(job.latents),
-        "prompts": len(job.prompts),
-        "prompts_sha256": hashlib.sha256("\n".join(job.prompts).encode()).hexdigest(),
-        "borders": None if sigmas is None else sigmas.tolist(),
-    }
-    return json.loads(json.dumps(plan))
-
-
-def _said(value: Any) -> str:
-    """Of a list or a digest, the beginning."""
-    text = str(value)
-    return text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}..."
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().float().cpu().numpy().tobytes()).hexdigest()[:16]
-
-
-def check_file(job: Job) -> None:
-    """Raise OtherTraining where the job's file is of another training, which distilling would find too."""
-    _state_of_file(job)
-
-
-def _state_of_file(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What an earlier run left in the file; raises OtherTraining where that was another training."""
-    if not job.path.exists():
-        return None
-    tensors, found = files.read_weights((job.path,))
-    expected = {"format": ADAPTER_FORMAT, "teacher": fingerprint(job.teacher)}
-    different = [key for key, value in expected.items() if found.get(key) != value]
-    plan = found.get("plan", {})
-    different += [
-        f"{key} ({_said(plan.get(key))} there, {_said(value)} here)"
-        for key, value in _plan_on_disk(job).items()
-        if plan.get(key) != value
-    ]
-    if different:
-        raise OtherTraining(
-            f"{job.path.name} exists and was made with another {', '.join(different)}. Expected the same "
-            "settings, to go on with it: choose another output name, or remove the file."
-        )
-    return {key: value.clone() for key, value in tensors.items()}, found

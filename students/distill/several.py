@@ -15,8 +15,9 @@ from ..adapter import Manifest, is_manifest
 from ..student_model import nearest, prompt_embedding
 from .errors import BadPlan, NoPrompts, OtherTraining
 from .failures import saying_what_fails
+from .job import Job, check_file, check_inputs
 from .plan import NO_PROMPTS
-from .run import Job, Observer, Result, check_file, check_inputs, distill
+from .run import Observer, Result, distill
 from .saving import check_target, write_manifest
 from .teacher import conditions_of
 

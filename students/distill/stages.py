@@ -19,6 +19,12 @@ from .distribution import TrainingDistribution
 
 TeacherCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x, sigma, prompt) -> (D(x, c), D(x))."""
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x [1, ...], sigma [1]) -> the guided D on the CPU."""
+Visit = Callable[[Callable[[Denoise], None], Tensor, int, Tensor], None]
+"""(walk, sigmas, prompt, g): calls ``walk(denoise)`` where a guider with the scales g ([] or [signals])
+samples a prompt over falling sigmas.
+"""
 
 
 class Student(Protocol):
@@ -149,16 +155,6 @@ class GuidanceStage:
     steps: int = 16
     name = "guidance"
 
-    def levels(self, generator: torch.Generator) -> Tensor:
-        """[steps] sigmas, falling from pure noise: one random time in each of as many equal parts of [0, 1],
-        the first being 1.
-        """
-        times = (
-            self.steps - 1 - torch.arange(self.steps) + torch.rand(self.steps, generator=generator)
-        ) / self.steps
-        times[0] = 1.0
-        return torch.tensor([self.distribution.level(float(t)) for t in times])
-
     def pool(
         self, student: Student, frozen: FrozenStudent | None, rows: int, generator: torch.Generator
     ) -> TeacherPool:
@@ -171,7 +167,7 @@ class GuidanceStage:
     ) -> Iterable[tuple[Tensor, ...]]:
         prompt = self.distribution.draw_prompts(rows, generator)
         g = self.distribution.draw_scales(rows, generator)
-        sigmas = self.levels(generator)
+        sigmas = random_levels(self.distribution, self.steps, generator)
         x = self.distribution.draw_noise(rows, generator, float(sigmas[0]))
         for i in range(self.steps):
             sigma = sigmas[i].expand(rows)
@@ -189,6 +185,68 @@ class GuidanceStage:
             sigma = torch.tensor([self.distribution.level(float(t)) for t in times])
             x, prompt = self.distribution.draw_noised_latents(rows, generator, sigma)
             yield x, sigma, prompt, *teacher(x, sigma, prompt)
+
+
+def random_levels(distribution: TrainingDistribution, steps: int, generator: torch.Generator) -> Tensor:
+    """[steps] sigmas, falling from pure noise: one random time in each of as many equal parts of [0, 1], the
+    first being 1.
+    """
+    times = (steps - 1 - torch.arange(steps) + torch.rand(steps, generator=generator)) / steps
+    times[0] = 1.0
+    return torch.tensor([distribution.level(float(t)) for t in times])
+
+
+@dataclass(frozen=True)
+class GuiderStage:
+    """Stage one for any guidance: one pass of the student for however many a guider makes.
+
+    What it answers at one scale says nothing of others, so that a state serves the g of its trajectory alone.
+    A guider has one scale, and may remember a trajectory: it samples one after the other, from noise to
+    picture, and ``rows`` of them differ in g as much as they can.
+    """
+
+    distribution: TrainingDistribution
+    visit: Visit
+    steps: int = 16
+    name = "guidance"
+
+    def pool(
+        self, student: Student, frozen: FrozenStudent | None, rows: int, generator: torch.Generator
+    ) -> TargetPool:
+        visited = self._trajectories if self.distribution.latents is None else self._pictures
+        return TargetPool(Batch.cat(visited(rows, generator)))
+
+    def _trajectories(self, rows: int, generator: torch.Generator) -> Iterable[Batch]:
+        prompt = self.distribution.draw_prompts(rows, generator)
+        g = self.distribution.draw_spread_scales(rows, generator)
+        sigmas = torch.cat([random_levels(self.distribution, self.steps, generator), torch.zeros(1)])
+        x = self.distribution.draw_noise(rows, generator, float(sigmas[0]))
+        for row in range(rows):
+            yield from self._visited(x[row : row + 1], sigmas, prompt[row : row + 1], g[row : row + 1])
+
+    def _pictures(self, rows: int, generator: torch.Generator) -> Iterable[Batch]:
+        for _ in range(self.steps):
+            times = torch.rand(rows, generator=generator)
+            sigma = torch.tensor([[self.distribution.level(float(t)), 0.0] for t in times])
+            g = self.distribution.draw_spread_scales(rows, generator)
+            x, prompt = self.distribution.draw_noised_latents(rows, generator, sigma[:, 0])
+            for row in range(rows):
+                one = slice(row, row + 1)
+                yield from self._visited(x[one], sigma[row], prompt[one], g[one])
+
+    def _visited(self, x: Tensor, sigmas: Tensor, prompt: Tensor, g: Tensor) -> list[Batch]:
+        """The states of Euler steps from x [1, ...] over all sigmas but the last, with the guider's D."""
+        states: list[Batch] = []
+
+        def walk(denoise: Denoise) -> None:
+            here = x
+            for sigma, sigma_next in itertools.pairwise(sigmas[:, None]):
+                D = denoise(here, sigma)
+                states.append(Batch(here, sigma, prompt, g, D))
+                here = euler_step(here, D, per_row(sigma, here), per_row(sigma_next, here))
+
+        self.visit(walk, sigmas, int(prompt), g[0])
+        return states
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..linear import is_linear
 from .errors import UnsupportedTeacher
 
 VALUES_COMPARED = 1024
@@ -59,7 +60,7 @@ def _linear_inputs(network: nn.Module, predict: Callable[[], Any]) -> dict[str, 
     inputs: dict[str, Seen] = {}
     with contextlib.ExitStack() as hooks:
         for layer, module in network.named_modules():
-            if isinstance(module, nn.Linear):
+            if is_linear(module):
                 hooks.enter_context(_first_input(layer, module, inputs))
         with torch.no_grad():
             predict()

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from ...common.alpha import is_flow
 from ..adapter import LAYERS, PROJECTION
 from ..guidance import GuidanceInput, guidance_embedding, slow_entries
+from ..linear import is_linear, weight_shape
 from ..student_model import check_unguided
 from ..time_embedding import add_guidance
 from .checkpointing import checkpointing
@@ -29,16 +30,16 @@ from .failures import saying_what_fails
 from .teacher import Conditions, conditions_of
 from .time_layer import Probes, time_layer_of
 
-ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Kinds of layers that get a LoRA pair."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Kinds that get a LoRA pair, beside linear layers."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """CONDITIONINGs of the prompts, and that of the negative prompt."""
+    """CONDITIONINGs of the prompts, and that of the negative prompt; None where a guider has its own."""
 
     positive: Iterable[list]
-    negative: list
+    negative: list | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class TrainableStudent:
             first = next(encoded)
             self.positive = conditions_of(model, itertools.chain([first], encoded), shape, "positive")
             self.first_of_two = conditions_of(model, [first], shape, "positive", rows=2)
-            (self.negative,) = conditions_of(model, [prompts.negative], shape, "negative")
+            negatives = [] if prompts.negative is None else [prompts.negative]
+            self.negative = conditions_of(model, negatives, shape, "negative")
             self.time_layer = time_layer_of(self.network, self._probes(), name)
         manager = BypassInjectionManager()
         self.parameters: Mapping[str, nn.Parameter] = {
@@ -101,7 +103,7 @@ class TrainableStudent:
     def _new_projection(self) -> nn.Parameter:
         """C = 0: the student begins as the conditional teacher."""
         time_layer = self.network.get_submodule(self.time_layer)
-        assert isinstance(time_layer, nn.Linear)
+        assert is_linear(time_layer)
         projection = nn.Parameter(
             torch.zeros(time_layer.in_features, self.guidance.width, device=self.device)
         )
@@ -129,6 +131,7 @@ class TrainableStudent:
             level=level,
             flow=is_flow(sampling),
             latents=pictures,
+            signals=self.guidance.signals,
         )
 
     def _options(self, sigma: Tensor) -> dict[str, Any]:
@@ -157,10 +160,25 @@ class TrainableStudent:
     @torch.no_grad()
     def teacher(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         self._off()
-        conditions = [self.positive[i] for i in prompt.tolist()] + [self.negative] * len(x)
+        conditions = [self.positive[i] for i in prompt.tolist()] + self.negative * len(x)
         both = self._denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), conditions).cpu()
         conditional, unconditional = both.chunk(2)
         return conditional, unconditional
+
+    @contextlib.contextmanager
+    def as_teacher(self) -> Iterator[None]:
+        """Inside, the network is the teacher's, and may be loaded with the patches of others."""
+        self._off()
+        try:
+            yield
+        finally:
+            comfy.model_management.load_models_gpu([self.model], force_full_load=True)
+
+    @torch.no_grad()
+    def conditional(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        """D(x, c) of the network without its adapter, on the CPU."""
+        self._off()
+        return self._denoised(x, sigma, [self.positive[i] for i in prompt.tolist()]).cpu()
 
     @torch.no_grad()
     def two_together(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -218,9 +236,10 @@ def new_loras(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(adapter.seed % 2**63)
         for name, module in network.named_modules():
-            if isinstance(module, ADAPTED) and getattr(module, "groups", 1) == 1:
-                rank = min(adapter.rank, module.weight.shape[0], module.weight[0].numel())
-                pair = LoRAAdapter((), lora_weights(module.weight.shape, rank)).to_train().to(device)
+            if is_linear(module) or (isinstance(module, CONVOLUTIONS) and module.groups == 1):
+                shape = weight_shape(module)
+                rank = min(adapter.rank, shape[0], shape[1:].numel())
+                pair = LoRAAdapter((), lora_weights(shape, rank)).to_train().to(device)
                 manager.add_adapter(LAYERS + name, pair)
                 for part in ("lora_up", "lora_down"):
                     weight = getattr(pair, part).weight

@@ -106,7 +106,8 @@ class Training:
         batch = self._batch(planned.stage)
         denoised = self.student.student(batch.x, batch.sigma, batch.prompt, batch.g)
         flow = planned.stage.distribution.flow
-        loss = objective.loss(denoised, batch.target.to(denoised), batch.sigma, batch.g - 1, flow)
+        w = objective.strongest(batch.g)
+        loss = objective.loss(denoised, batch.target.to(denoised), batch.sigma, w, flow)
         self._check(loss, "loss")
         loss.backward()
         self._check(

@@ -34,9 +34,10 @@ from dizzydiff.students.distill.errors import (
     NotEnoughMemory,
     OtherTraining,
 )
+from dizzydiff.students.distill.job import Job
 from dizzydiff.students.distill.merged import write_folder
 from dizzydiff.students.distill.plan import Plan
-from dizzydiff.students.distill.run import Job, distill
+from dizzydiff.students.distill.run import distill
 from dizzydiff.students.distill.teacher import diffusers_names, trainable
 from dizzydiff.students.distill.trainable import AdapterShape, Prompts, TrainableStudent
 from dizzydiff.students.errors import DamagedFile, MissingFile, NeedsTeacher, NoUnconditional, WrongTeacher

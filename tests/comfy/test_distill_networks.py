@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dizzydiff.students.distill.errors import UnsupportedTeacher
+from dizzydiff.students.distill.job import Job
 from dizzydiff.students.distill.plan import Plan
-from dizzydiff.students.distill.run import Job, distill
+from dizzydiff.students.distill.run import distill
 from dizzydiff.students.distill.teacher import trainable
 from dizzydiff.students.distill.time_layer import Probes, time_layer_of
 from dizzydiff.students.distill.trainable import AdapterShape, Prompts, TrainableStudent

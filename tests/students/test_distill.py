@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -16,7 +18,14 @@ from dizzydiff.students.distill import objective, plot
 from dizzydiff.students.distill.distribution import TrainingDistribution
 from dizzydiff.students.distill.errors import BadPlan, Diverged, OtherTraining
 from dizzydiff.students.distill.plan import Plan, PlannedStage, stages_of
-from dizzydiff.students.distill.stages import FrozenStudent, GuidanceStage, ProgressiveStage
+from dizzydiff.students.distill.stages import (
+    Denoise,
+    FrozenStudent,
+    GuidanceStage,
+    GuiderStage,
+    ProgressiveStage,
+    random_levels,
+)
 from dizzydiff.students.distill.training import Training
 from dizzydiff.students.errors import BadSigmas
 from dizzydiff.students.sampler import sample_student
@@ -68,6 +77,64 @@ def test_stage_one_finds_the_guided_teacher() -> None:
     torch.testing.assert_close(
         gaussians.parameters["shift"].data, gaussians.means - gaussians.means.mean(0), rtol=0.02, atol=0.02
     )
+
+
+class Guided(Gaussians):
+    """A guider of two scales moves the mean by (g_1 - 1) A + (g_2 - 1) B; the student knows one row at a
+    time of what it was asked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(2))
+        self.parameters = {"shift": nn.Parameter(torch.zeros(2, *SIZE))}
+        self.visits: list[tuple[list[float], int, list[float]]] = []
+
+    def visit(self, walk: Callable[[Denoise], None], sigmas: Tensor, prompt: int, g: Tensor) -> None:
+        self.visits.append((sigmas.tolist(), prompt, g.tolist()))
+        mean = self.means[prompt] + torch.einsum("i,i...->...", g.float() - 1, self.moves)
+        walk(lambda x, sigma: self._denoised(x, sigma, mean))
+
+    def student(self, x: Tensor, sigma: Tensor, prompt: Tensor, g: Tensor) -> Tensor:
+        move = torch.einsum("bi,i...->b...", g.float() - 1, self.parameters["shift"])
+        return self._denoised(x, sigma, self.means[prompt] + move)
+
+
+def test_stage_one_finds_what_a_guider_does_with_two_scales() -> None:
+    plan, guided = Plan(updates=400, scales=(1.0, 4.0), batch=16, rate=0.02), Guided()
+    distribution = dataclasses.replace(DISTRIBUTION, signals=2)
+    Training(guided, stages_of(plan, distribution, levels, guided.visit), plan).run()
+    torch.testing.assert_close(guided.parameters["shift"].data, guided.moves, rtol=0.02, atol=0.02)
+
+
+def test_a_guider_samples_each_trajectory_by_itself_over_the_whole_range() -> None:
+    guided = Guided()
+    stage = GuiderStage(dataclasses.replace(DISTRIBUTION, signals=2), guided.visit)
+    states = stage.pool(guided, None, 4, torch.Generator().manual_seed(0)).states
+    assert [len(sigmas) for sigmas, _, _ in guided.visits] == [17] * 4
+    assert all(sigmas[0] > 9.9 and sigmas[-1] == 0.0 for sigmas, _, _ in guided.visits)
+    for signal in (0, 1):
+        parts = sorted(int((g[signal] - 1) / 3 * 4) for _, _, g in guided.visits)
+        assert parts == [0, 1, 2, 3], "one scale in each quarter of the range"
+    first = slice(0, 16)
+    assert states.g[first].unique(dim=0).shape == (1, 2)
+    for now, following in itertools.pairwise(range(16)):
+        D, x = states.target[now : now + 1], states.x[now : now + 1]
+        led = euler_step(x, D, per_row(states.sigma[now : now + 1], x), per_row(states.sigma[[following]], x))
+        torch.testing.assert_close(led, states.x[[following]])
+
+
+def test_a_guider_answers_pictures_at_their_own_noise_levels() -> None:
+    guided = Guided()
+    pictures = dataclasses.replace(DISTRIBUTION, signals=2, latents=torch.randn(3, *SIZE))
+    states = GuiderStage(pictures, guided.visit).pool(guided, None, 2, torch.Generator()).states
+    assert [sigmas for sigmas, _, _ in guided.visits] == [[sigma, 0.0] for sigma in states.sigma.tolist()]
+    assert [prompt for _, prompt, _ in guided.visits] == states.prompt.tolist()
+
+
+def test_rows_of_two_signals_are_weighed_by_the_stronger() -> None:
+    assert objective.strongest(torch.tensor([[1.0, 5.0], [4.0, 2.0]])).tolist() == [4.0, 3.0]
+    assert objective.strongest(torch.tensor([1.0, 5.0])).tolist() == [0.0, 4.0]
 
 
 @given(sigmas, sigmas, st.integers(0, 2**31))
@@ -137,7 +204,7 @@ def test_a_frozen_student_answers_as_it_was_and_leaves_the_one_in_training_as_it
 
 
 def test_states_begin_with_pure_noise_and_cover_all_levels() -> None:
-    fallen = GuidanceStage(DISTRIBUTION).levels(torch.Generator().manual_seed(0))
+    fallen = random_levels(DISTRIBUTION, GuidanceStage.steps, torch.Generator().manual_seed(0))
     assert fallen[0] == DISTRIBUTION.level(1.0) and len(fallen) == 16
     assert (fallen[1:] < fallen[:-1]).all() and fallen[-1] < DISTRIBUTION.level(1 / 16)
 
