@@ -153,9 +153,7 @@ class DistillGuidance(io.ComfyNode):
                 rate=learning_rate,
                 seed=seed,
                 rank=rank,
-                steps=steps_in(student_steps),
-                first_steps=max(8, steps_in(student_steps)) if sigmas is None else len(sigmas) - 1,
-                step_updates=step_updates,
+                **stage_two(student_steps, step_updates, sigmas),
             ),
             path=student_path(name),
             negative=negative,
@@ -185,9 +183,11 @@ def prompts_in(text: str, file: str | None) -> list[str]:
     return [*lines_of(text), *read_prompts(inside(root, file.strip()))]
 
 
-def steps_in(student_steps: str) -> int:
-    """0 for stage one alone."""
-    return 0 if student_steps == "any" else int(student_steps)
+def stage_two(student_steps: str, step_updates: int, sigmas: torch.Tensor | None) -> dict[str, int]:
+    """What a plan says of it; steps = 0 for stage one alone."""
+    steps = 0 if student_steps == "any" else int(student_steps)
+    first_steps = max(8, steps) if sigmas is None else len(sigmas) - 1
+    return {"steps": steps, "first_steps": first_steps, "step_updates": step_updates}
 
 
 def latents_of(model: Any, latent: dict) -> torch.Tensor:
