@@ -136,14 +136,14 @@ def embedded(
 
 
 def pipeline_of(name: str) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of an embedded pipeline: "tiny", "tiny/teacher" or "tiny/flow"."""
+    """MODEL, CLIP and VAE of an embedded pipeline: "tiny", "tiny/teacher", "tiny/flow" or its student."""
     from ..students.loader import Source, load_student, load_unet
     from ..students.pipeline import load_clip, load_vae
     from ..tiny.flow import pipeline as flow
 
     tiny = ROOT / "tiny"
-    if name == flow.NAME:
-        return flow.load(tiny, [])
+    if name in (flow.NAME, flow.STUDENT_NAME):
+        return flow.load(tiny, [], student=name == flow.STUDENT_NAME)
     teacher = name.endswith("teacher")
     model = (
         load_unet(Source(tiny / "teacher", name)) if teacher else load_student(Source(tiny / "unet", name))

@@ -133,7 +133,7 @@ class LoadPipeline(io.ComfyNode):
             category=CATEGORY,
             description="Loads a diffusers folder of any size: model, text encoder and VAE. 'tiny' comes "
             "with the pack; 'tiny/teacher' is its teacher, and 'tiny/flow' a flow model of Flux's layout, "
-            "both to be sampled with CFG.",
+            "both to be sampled with CFG. 'tiny/flow/student' is the latter's student.",
             search_aliases=["diffusers", "checkpoint", "tiny", "teacher", "student"],
             inputs=[
                 io.Combo.Input(
@@ -143,6 +143,7 @@ class LoadPipeline(io.ComfyNode):
                             [
                                 library.EMBEDDED,
                                 flow.NAME,
+                                flow.STUDENT_NAME,
                                 *library.pipeline_unets(_roots("diffusers"), EMBEDDED),
                             ]
                         )
@@ -161,8 +162,9 @@ class LoadPipeline(io.ComfyNode):
 
     @classmethod
     def execute(cls, pipeline: str) -> io.NodeOutput:
-        if pipeline == flow.NAME:
-            model, clip, vae = flow.load(EMBEDDED, folder_paths.get_folder_paths("embeddings"))
+        if pipeline in (flow.NAME, flow.STUDENT_NAME):
+            embeddings = folder_paths.get_folder_paths("embeddings")
+            model, clip, vae = flow.load(EMBEDDED, embeddings, student=pipeline == flow.STUDENT_NAME)
             return io.NodeOutput(warning_of_guidance(model), clip, vae)
         unet = library.find_pipeline(pipeline, _roots("diffusers"), EMBEDDED)
         return io.NodeOutput(

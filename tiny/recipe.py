@@ -118,15 +118,10 @@ def measure(pipeline: Path, count: int = 500) -> dict:
     return result
 
 
-def distilled(work: Path) -> list[float]:
-    """Make the student of the exported teacher; the loss of every update."""
-    from .student import make_student
-
-    def tell(running, progress) -> None:
-        if progress.update % train.LOG_EVERY == 0:
-            logging.info("student: update %d of %d", running.done, running.total)
-
-    return make_student(HOME, work / "student.safetensors", tell)
+def tell(running, progress) -> None:
+    """Say how far the student is."""
+    if progress.update % train.LOG_EVERY == 0:
+        logging.info("student: update %d of %d", running.done, running.total)
 
 
 def write_losses(file: Path, losses: list[float]) -> None:
@@ -153,7 +148,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if not options.student_only:
         make_teacher(options.work)
-    write_losses(HOME / "log" / "student.jsonl", distilled(options.work))
+    from .student import make_student
+
+    losses = make_student(HOME, options.work / "student.safetensors", tell)
+    write_losses(HOME / "log" / "student.jsonl", losses)
     measured = measure(HOME)
     measured |= {
         "bytes": export.size(HOME),

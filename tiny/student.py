@@ -31,10 +31,12 @@ def captions(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The exported teacher (MODEL) and its text encoder (CLIP), as ComfyUI holds them."""
+    """An exported teacher (MODEL) and its text encoder (CLIP), as ComfyUI holds them. shape: of a latent."""
 
     teacher: Any
     clip: Any
+    name: str = "tiny/teacher"
+    shape: tuple[int, ...] = LATENT
 
     def encode(self, text: str) -> list:
         """CONDITIONING."""
@@ -44,10 +46,10 @@ class Embedded:
         """What is distilled into ``file``."""
         return Job(
             teacher=self.teacher,
-            teacher_name="tiny/teacher",
+            teacher_name=self.name,
             prompts=prompts,
             encode=self.encode,
-            shape=LATENT,
+            shape=self.shape,
             plan=plan,
             path=file,
             checkpointing=False,

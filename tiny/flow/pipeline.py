@@ -11,9 +11,10 @@ import comfy.utils
 
 from ...students.loader import Source, load_unet
 from ...students.pipeline import load_clip
+from ...students.student_model import load_student
 
-NAME = "tiny/flow"
-MODEL, VAE = "diffusion_model.safetensors", "vae.safetensors"
+NAME, STUDENT_NAME = "tiny/flow", "tiny/flow/student"
+MODEL, STUDENT, VAE = "diffusion_model.safetensors", "student.safetensors", "vae.safetensors"
 
 
 class Loaded(NamedTuple):
@@ -24,12 +25,15 @@ class Loaded(NamedTuple):
     vae: Any
 
 
-def load(embedded: Path, embeddings: list[str]) -> Loaded:
-    """The flow model and autoencoder in ``embedded``/flow with the text encoder in ``embedded``."""
+def load(embedded: Path, embeddings: list[str], student: bool = False) -> Loaded:
+    """The flow model, or its student, and the autoencoder in ``embedded``/flow, with the text encoder in
+    ``embedded``.
+    """
     folder = embedded / "flow"
-    return Loaded(
-        load_unet(Source(folder / MODEL, NAME)), load_clip(embedded, embeddings), load_vae(folder / VAE)
-    )
+    model = load_unet(Source(folder / MODEL, NAME))
+    if student:
+        model = load_student(Source(folder / STUDENT, STUDENT_NAME), model)
+    return Loaded(model, load_clip(embedded, embeddings), load_vae(folder / VAE))
 
 
 def load_vae(file: Path, disable_dynamic: bool = False) -> comfy.sd.VAE:

@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from ...common.files import write_json
+from ...students.files import read_json
 from .. import data, train
 from ..evaluate import test_captions
-from . import autoencoder, codec, evaluate, export, network, text
+from ..recipe import tell, write_losses
+from . import autoencoder, codec, evaluate, export, network, pipeline, student, text
 from .train import Pictures, flow_matching_loss
 
 HOME = Path(__file__).resolve().parent
@@ -31,6 +33,7 @@ PICTURES = 160_000
 TEACHER = train.Schedule(updates=18_000, decay=4_500, batch=32, rate=1e-3, checkpoint_every=25)
 DECODER = train.Schedule(updates=3000, decay=1500, batch=8, rate=3e-4)
 SCALES = (1, 2, 4)
+QUALITY = "quality.json"
 
 
 def training_pictures(work: Path) -> Pictures:
@@ -98,6 +101,15 @@ def measure(teacher: Any, vae: Any, count: int = 500) -> dict[str, Any]:
     }
 
 
+def measure_student(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """``rows`` of :func:`measure`, a scale each, with what the exported student shows of the same captions,
+    from the same noises.
+    """
+    judged = student.Judge(pipeline.load(PIPELINE, [], student=True))
+    mixed = test_captions(SEED + 3, count, (1, 2))
+    return [row | {"student": judged.score(mixed, row["g"], SEED + 4)} for row in rows]
+
+
 def score_so_far(work: Path, count: int) -> dict[str, Any]:
     """A few captions by the newest checkpoint, so that a long run can be judged while it goes on."""
     run = teacher_run(work)
@@ -117,6 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--score", type=int, help="only judge the newest checkpoint by this many captions")
+    parser.add_argument("--student-only", action="store_true", help="of the teacher that is here already")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     torch.set_num_threads(options.threads)
@@ -124,11 +137,20 @@ def main(arguments: list[str] | None = None) -> None:
     if options.score:
         logging.info("%s", json.dumps(score_so_far(options.work, options.score)))
         return
-    teacher, vae = make_teacher(options.work), make_autoencoder(options.work)
+    (HOME / "log").mkdir(exist_ok=True)
+    quality = read_json(HOME / QUALITY) if options.student_only else make_teacher_and_vae(options.work)
+    losses = student.make_student(PIPELINE, options.work / "student.safetensors", tell)
+    write_losses(HOME / "log" / "student.jsonl", losses)
+    machine = {"machine": f"{platform.machine()}, {options.threads} threads", "torch": torch.__version__}
+    scales = measure_student(quality["same_g"], quality["captions"])
+    write_json(HOME / QUALITY, {**quality, "same_g": scales, **machine})
+
+
+def make_teacher_and_vae(work: Path) -> dict[str, Any]:
+    """Train and write both; how good they are."""
+    teacher, vae = make_teacher(work), make_autoencoder(work)
     export.write_model(HOME, teacher)
     export.write_vae(HOME, vae)
-    (HOME / "log").mkdir(exist_ok=True)
     for part in ("teacher", "decoder"):
-        shutil.copyfile(options.work / part / "log.jsonl", HOME / "log" / f"{part}.jsonl")
-    machine = {"machine": f"{platform.machine()}, {options.threads} threads", "torch": torch.__version__}
-    write_json(HOME / "quality.json", measure(teacher, vae) | machine)
+        shutil.copyfile(work / part / "log.jsonl", HOME / "log" / f"{part}.jsonl")
+    return measure(teacher, vae)
