@@ -11,6 +11,7 @@ from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from .guidance import GuidanceSweep, StudentGuidance
 from .noise import PoissonNoise, SpinNoise
+from .sigmas import CompareSigmas
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import LoadPipeline, LoadStudent, StudentSampler
 
@@ -28,6 +29,7 @@ NODE_CLASSES = [
     StabilityProfile,
     StabilityGrid,
     StabilitySampler,
+    CompareSigmas,
     Compare,
     SpinNoise,
     PoissonNoise,

@@ -19,21 +19,24 @@ from ..drafting.devices import devices_of
 from ..stability import scheduler
 from ..stability.measured import Measured, measured_once, scheduled_grids
 from ..stability.profile import QUICK, THOROUGH, Effort
-from ..stability.solvers import DPMPP_2M, SOLVERS
+from ..stability.solvers import SOLVERS
 from ..stability.store import Store
 from ..stability.subject import Subject
 from . import inputs
 from .cfg import warn_of_guidance, without_warning
 from .notice import show_at_node
+from .stability_inputs import (
+    DEFAULT_SOLVER,
+    SIGMAS,
+    STABILITY_PROFILE,
+    effort_input,
+    probe_seed,
+    sampler_input,
+    solver_input,
+)
 
 CATEGORY = "DizzyDiff/stability"
 PLOTTED_STEPS = 12
-DEFAULT_SOLVER = DPMPP_2M
-STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
-SIGMAS = ["sigmas", "scheduler", "schedule", "align your steps", "ays", "gits"]
-"""What users search who want better steps."""
-MAX_EFFORT = 128
-"""Levels, and probes: memory grows with their product."""
 
 
 class StabilityProfile(io.ComfyNode):
@@ -57,21 +60,21 @@ class StabilityProfile(io.ComfyNode):
                     tooltip="Its size is what counts; its rows say how many probes a device evaluates at "
                     "once.",
                 ),
-                _effort_input(
+                effort_input(
                     "levels",
                     THOROUGH.levels,
                     8,
                     f"Noise levels of each probe. {QUICK.levels} levels and {QUICK.probes} probes are the "
                     f"quick setting: {QUICK.calls} model calls.",
                 ),
-                _effort_input(
+                effort_input(
                     "probes",
                     THOROUGH.probes,
                     1,
                     f"Trajectories. {THOROUGH.levels} levels and {THOROUGH.probes} probes cost "
                     f"{THOROUGH.calls} model calls.",
                 ),
-                _probe_seed(),
+                probe_seed(),
             ],
             outputs=[
                 STABILITY_PROFILE.Output(
@@ -124,13 +127,7 @@ class StabilityGrid(io.ComfyNode):
                 STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
                 inputs.steps(PLOTTED_STEPS),
                 inputs.denoise(),
-                io.Combo.Input(
-                    "solver",
-                    options=list(SOLVERS),
-                    default=DEFAULT_SOLVER.name,
-                    tooltip="Where no sampler is connected. euler: samplers of order one, such as ddim. "
-                    "dpmpp_2m: those that remember a step. heun: those with two calls a step.",
-                ),
+                solver_input(),
                 io.Float.Input(
                     "base_blend",
                     default=0.0,
@@ -140,12 +137,7 @@ class StabilityGrid(io.ComfyNode):
                     advanced=True,
                     tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured.",
                 ),
-                io.Sampler.Input(
-                    "sampler",
-                    optional=True,
-                    tooltip="The sampler that the sigmas are for, of ComfyUI or another pack: a dry run "
-                    "tells how it steps. Solver is not used then.",
-                ),
+                sampler_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")],
         )
@@ -229,21 +221,6 @@ class StabilitySampler(io.ComfyNode):
 def register_scheduler() -> None:
     """``dizzydiff`` among the schedulers of every sampler node."""
     scheduler.register(both(warn, show_at_node))
-
-
-def _effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.Input:
-    return io.Int.Input(name, default=default, min=least, max=MAX_EFFORT, tooltip=tooltip)
-
-
-def _probe_seed() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=False,
-        tooltip="Of the probes. Another seed is another measurement.",
-    )
 
 
 def measure(subject: Subject, effort: Effort) -> Measured:

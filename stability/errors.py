@@ -27,3 +27,7 @@ class BadSteps(StabilityError):
 
 class BadBlend(StabilityError):
     """A share of another grid that is not from 0 to 1."""
+
+
+class BadSigmas(StabilityError):
+    """SIGMAS that are no row of numbers from 0 up."""

@@ -31,9 +31,11 @@ MIN_RELATIVE_GAIN = 1e-4
 """An iteration that gains less is the last."""
 
 
-def deviations(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
+def deviations(model: LinearizedModel, grids: Tensor, solver: Solver, start: Tensor | None = None) -> Tensor:
     """How far a solver strays on grids [G, N + 1]: [G, Q, P, r], signed, in widths, of the state of each of
     its model calls and, last, of the image.
+
+    start: states [1 or G, P, r] at the first sigmas, where these are not the highest level.
 
     The image alone would not do: an error on the way that later shrinks has, in other trajectories, tipped
     the image into another mode, which the few probes seldom show.
@@ -44,7 +46,7 @@ def deviations(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
         strayed.append(model.deviation(x, sigma).expand(len(grids), -1, -1))
         return model(x, sigma)
 
-    image = solver.solve(watched, model.states[:1], grids) - model.end
+    image = solver.solve(watched, model.states[:1] if start is None else start, grids) - model.end
     return torch.stack([*strayed, IMAGE_WEIGHT * image / model.widths[-1]], dim=1)
 
 
@@ -56,7 +58,7 @@ def loss(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
     by how far does not matter: where trajectories fold, what is linear explodes, and one such probe would
     decide for all that can still be kept.
     """
-    lengths = _lengths(deviations(model, grids, solver))
+    lengths = lengths_of(deviations(model, grids, solver))
     bends = _second_differences(_gaps(model, grids).log())
     bounded = lengths / torch.hypot(lengths, torch.ones_like(lengths))
     return bounded.mean(-1) + solver.unevenness_price * bends.square().sum(-1)
@@ -95,13 +97,14 @@ def _residuals(model: LinearizedModel, theta: Tensor, solver: Solver) -> Tensor:
     them: reweighted least squares, with l'(e) / e of the bounded length for weights.
     """
     e = deviations(model, _grids(model, theta), solver)
-    lengths = _lengths(e[:1])
+    lengths = lengths_of(e[:1])
     weights = 1 / (e.shape[2] * lengths * torch.hypot(lengths, torch.ones_like(lengths)) ** 3)
     bends = (2 * solver.unevenness_price) ** 0.5 * _second_differences(theta)
     return torch.cat([(e.nan_to_num() * weights.sqrt()[:, None, :, None]).flatten(1), bends], dim=1)
 
 
-def _lengths(deviations: Tensor) -> Tensor:
+def lengths_of(deviations: Tensor) -> Tensor:
+    """[G, P] of each probe's :func:`deviations`."""
     return deviations.square().sum((1, 3)).sqrt().nan_to_num(nan=MAX_LENGTH).clamp(MIN_LENGTH, MAX_LENGTH)
 
 

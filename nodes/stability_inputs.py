@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Inputs that the nodes of stability grids share."""
+
+from comfy_api.latest import io
+
+from ..stability.solvers import DPMPP_2M, SOLVERS
+
+DEFAULT_SOLVER = DPMPP_2M
+STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
+SIGMAS = ["sigmas", "scheduler", "schedule", "align your steps", "ays", "gits"]
+"""What users search who want better steps."""
+MAX_EFFORT = 128
+"""Levels, and probes: memory grows with their product."""
+
+
+def effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=least, max=MAX_EFFORT, tooltip=tooltip)
+
+
+def solver_input(optional: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "solver",
+        optional=optional,
+        options=list(SOLVERS),
+        default=DEFAULT_SOLVER.name,
+        tooltip="Where no sampler is connected. euler: samplers of order one, such as ddim. "
+        "dpmpp_2m: those that remember a step. heun: those with two calls a step.",
+    )
+
+
+def sampler_input() -> io.Sampler.Input:
+    return io.Sampler.Input(
+        "sampler",
+        optional=True,
+        tooltip="The sampler that the sigmas are for, of ComfyUI or another pack: a dry run "
+        "tells how it steps. Solver is not used then.",
+    )
+
+
+def probe_seed() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=False,
+        tooltip="Of the probes. Another seed is another measurement.",
+    )
