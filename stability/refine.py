@@ -58,7 +58,7 @@ def loss(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
     by how far does not matter: where trajectories fold, what is linear explodes, and one such probe would
     decide for all that can still be kept.
     """
-    lengths = lengths_of(deviations(model, grids, solver))
+    lengths = _lengths(deviations(model, grids, solver))
     bends = _second_differences(_gaps(model, grids).log())
     bounded = lengths / torch.hypot(lengths, torch.ones_like(lengths))
     return bounded.mean(-1) + solver.unevenness_price * bends.square().sum(-1)
@@ -97,14 +97,13 @@ def _residuals(model: LinearizedModel, theta: Tensor, solver: Solver) -> Tensor:
     them: reweighted least squares, with l'(e) / e of the bounded length for weights.
     """
     e = deviations(model, _grids(model, theta), solver)
-    lengths = lengths_of(e[:1])
+    lengths = _lengths(e[:1])
     weights = 1 / (e.shape[2] * lengths * torch.hypot(lengths, torch.ones_like(lengths)) ** 3)
     bends = (2 * solver.unevenness_price) ** 0.5 * _second_differences(theta)
     return torch.cat([(e.nan_to_num() * weights.sqrt()[:, None, :, None]).flatten(1), bends], dim=1)
 
 
-def lengths_of(deviations: Tensor) -> Tensor:
-    """[G, P] of each probe's :func:`deviations`."""
+def _lengths(deviations: Tensor) -> Tensor:
     return deviations.square().sum((1, 3)).sqrt().nan_to_num(nan=MAX_LENGTH).clamp(MIN_LENGTH, MAX_LENGTH)
 
 
