@@ -59,8 +59,10 @@ GROWING = "COMFY_AUTOGROW_V3"
 """An input that becomes several."""
 ENDLESS = "dpm_adaptive"
 """A sampler that takes as many steps as it likes."""
-APART = ("DizzyDiffDistillGuidance", "DizzyDiffCluster")
-"""The node that trains for hours, and the one that starts processes by Ray: they have tests of their own."""
+APART = ("DizzyDiffDistillGuidance", "DizzyDiffCluster", "DizzyDiffStepsNeeded")
+"""The node that trains for hours, the one that starts processes by Ray, and the one that makes 14 grids: they
+have tests of their own.
+"""
 SOURCES: Mapping[str, list[tuple[str, int]]] = {
     "MODEL": [("DizzyDiffLoadPipeline", 0), ("DizzyDiffLoadStudent", 0), ("DizzyDiffDevices", 0)],
     "CLIP": [("DizzyDiffLoadPipeline", 1)],

@@ -11,7 +11,7 @@ from .distill import DistillGuidance
 from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from .guidance import GuidanceSweep, StudentGuidance
 from .noise import PoissonNoise, SpinNoise
-from .sigmas import CompareSigmas
+from .sigmas import CompareSigmas, StepsNeeded
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import LoadPipeline, LoadStudent, StudentSampler
 
@@ -30,6 +30,7 @@ NODE_CLASSES = [
     StabilityGrid,
     StabilitySampler,
     CompareSigmas,
+    StepsNeeded,
     Compare,
     SpinNoise,
     PoissonNoise,

@@ -20,8 +20,8 @@ def seed(tooltip: str = "Of the noise.") -> io.Int.Input:
     )
 
 
-def steps(default: int) -> io.Int.Input:
-    return io.Int.Input("steps", default=default, min=1, max=10000, tooltip="Steps of the sampler.")
+def steps(default: int, least: int = 1, tooltip: str = "Steps of the sampler.") -> io.Int.Input:
+    return io.Int.Input("steps", default=default, min=least, max=10000, tooltip=tooltip)
 
 
 def cfg() -> io.Float.Input:

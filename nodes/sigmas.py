@@ -6,14 +6,24 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..common.messages import both, warn
-from ..common.pictures import image_of
+from ..common.pictures import image_of, picture_of_text
 from ..stability.comparison import compared
+from ..stability.enough import forecast_of
 from ..stability.measured import Measured
 from ..stability.sigmas_plot import draw_sigmas
 from ..stability.solvers import SOLVERS
+from ..stability.steps import MOST_STEPS, UNTOLD_STEPS, draw_forecast
 from .notice import show_at_node
-from .stability import CATEGORY
-from .stability_inputs import DEFAULT_SOLVER, SIGMAS, STABILITY_PROFILE, sampler_input, solver_input
+from .stability import CATEGORY, with_progress
+from .stability_inputs import (
+    DEFAULT_SOLVER,
+    SIGMAS,
+    STABILITY_PROFILE,
+    TOLERANCE,
+    sampler_input,
+    solver_input,
+    tolerance_input,
+)
 
 MOST_GRIDS = 8
 """More curves are not told apart in a node."""
@@ -68,3 +78,48 @@ class CompareSigmas(io.ComfyNode):
         picture = image_of(draw_sigmas(drawn))
         said = [grid.line for grid in drawn]
         return io.NodeOutput(picture, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), "text": said})
+
+
+class StepsNeeded(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DizzyDiffStepsNeeded",
+            display_name="How Many Steps",
+            category=CATEGORY,
+            description="How far off the pictures of 1 to 50 steps will be, foretold from the profile "
+            "without sampling, and the fewest steps within a tolerance.",
+            is_output_node=True,
+            search_aliases=["step count", "enough steps", "fewest steps", *SIGMAS],
+            inputs=[
+                STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
+                tolerance_input(advanced=False),
+                solver_input(optional=True),
+                sampler_input(),
+            ],
+            outputs=[
+                io.Int.Output(
+                    display_name="steps", tooltip="The fewest within the tolerance; 50 where none is."
+                ),
+                io.String.Output(display_name="text", tooltip="What the plot comes to, in a sentence."),
+                io.Image.Output(display_name="plot", tooltip="The error foretold, over the number of steps."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        profile: Measured,
+        tolerance: float = TOLERANCE,
+        solver: str = DEFAULT_SOLVER.name,
+        sampler: Any = None,
+    ) -> io.NodeOutput:
+        said: list[str] = []
+        say = both(said.append, both(warn, show_at_node))
+        told = forecast_of(profile, SOLVERS[solver], sampler, say=say, progress=with_progress())
+        steps = UNTOLD_STEPS if told is None else told.fewest(tolerance) or MOST_STEPS
+        text = " ".join(said) if told is None else told.sentence
+        drawn = picture_of_text(text) if told is None else draw_forecast(told, tolerance)
+        picture = image_of(drawn)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(steps, text, picture, ui={**shown, "text": [text]})

@@ -17,8 +17,9 @@ from ..common.pictures import image_of, picture_of_text
 from ..drafting.backends import RowsOnDevices
 from ..drafting.devices import devices_of
 from ..stability import scheduler
+from ..stability.enough import fewest_steps
 from ..stability.measured import Measured, measured_once, scheduled_grids
-from ..stability.profile import QUICK, THOROUGH, Effort
+from ..stability.profile import QUICK, THOROUGH, Effort, Progress
 from ..stability.solvers import SOLVERS
 from ..stability.store import Store
 from ..stability.subject import Subject
@@ -27,16 +28,19 @@ from .cfg import warn_of_guidance, without_warning
 from .notice import show_at_node
 from .stability_inputs import (
     DEFAULT_SOLVER,
+    PLOTTED_STEPS,
     SIGMAS,
     STABILITY_PROFILE,
+    TOLERANCE,
     effort_input,
     probe_seed,
     sampler_input,
     solver_input,
+    steps_input,
+    tolerance_input,
 )
 
 CATEGORY = "DizzyDiff/stability"
-PLOTTED_STEPS = 12
 
 
 class StabilityProfile(io.ComfyNode):
@@ -125,7 +129,7 @@ class StabilityGrid(io.ComfyNode):
             search_aliases=SIGMAS,
             inputs=[
                 STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
-                inputs.steps(PLOTTED_STEPS),
+                steps_input(),
                 inputs.denoise(),
                 solver_input(),
                 io.Float.Input(
@@ -138,6 +142,7 @@ class StabilityGrid(io.ComfyNode):
                     tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured.",
                 ),
                 sampler_input(),
+                tolerance_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")],
         )
@@ -156,9 +161,21 @@ class StabilityGrid(io.ComfyNode):
         solver: str,
         base_blend: float = 0.0,
         sampler: Any = None,
+        tolerance: float = TOLERANCE,
     ) -> io.NodeOutput:
+        say = both(warn, show_at_node)
+        if steps == 0:
+            steps = fewest_steps(
+                profile,
+                SOLVERS[solver],
+                sampler,
+                tolerance=tolerance,
+                say=both(inform, show_at_node),
+                progress=with_progress(),
+                denoise=denoise,
+                share=base_blend,
+            )
         if sampler is not None:
-            say = both(warn, show_at_node)
             return io.NodeOutput(profile.sigmas_of(sampler, steps, denoise, base_blend, say=say))
         return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend))
 
@@ -177,13 +194,14 @@ class StabilitySampler(io.ComfyNode):
             inputs=[
                 inputs.model(),
                 inputs.seed(),
-                inputs.steps(PLOTTED_STEPS),
+                steps_input(),
                 inputs.cfg(),
                 inputs.sampler_name(),
                 inputs.positive(),
                 inputs.negative(),
                 inputs.latent_image(),
                 inputs.denoise(),
+                tolerance_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent.")],
         )
@@ -204,12 +222,23 @@ class StabilitySampler(io.ComfyNode):
         negative: list,
         latent_image: dict,
         denoise: float,
+        tolerance: float = TOLERANCE,
     ) -> io.NodeOutput:
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         say = both(warn, show_at_node)
         measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
         sampler = comfy.samplers.sampler_object(sampler_name)
+        if steps == 0:
+            steps = fewest_steps(
+                measured,
+                DEFAULT_SOLVER,
+                sampler,
+                tolerance=tolerance,
+                say=both(inform, show_at_node),
+                progress=with_progress(),
+                denoise=denoise,
+            )
         sigmas = measured.sigmas_of(sampler, steps, denoise, say=say)
         model = warn_of_guidance(model, cfg, positive, say)
         sampled = SamplerCustom.execute(
@@ -233,16 +262,21 @@ def measure(subject: Subject, effort: Effort) -> Measured:
         devices=devices_of(subject.model),
         predict=RowsOnDevices(both(inform, show_at_node)),
     )
+    store = Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
+    measured = measured_once(subject, effort, store, with_progress())
+    both(inform, show_at_node)(measured.origin)
+    return measured
+
+
+def with_progress() -> Progress:
+    """Shows calls made of calls in all at the node, until interrupted."""
     bar = comfy.utils.ProgressBar(1)
 
     def progress(made: int, of: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(made, of)
 
-    store = Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
-    measured = measured_once(subject, effort, store, progress)
-    both(inform, show_at_node)(measured.origin)
-    return measured
+    return progress
 
 
 def picture_of(measured: Measured) -> torch.Tensor:

@@ -4,11 +4,15 @@
 from comfy_api.latest import io
 
 from ..stability.solvers import DPMPP_2M, SOLVERS
+from . import inputs
 
 DEFAULT_SOLVER = DPMPP_2M
 STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
 SIGMAS = ["sigmas", "scheduler", "schedule", "align your steps", "ays", "gits"]
 """What users search who want better steps."""
+PLOTTED_STEPS = 12
+TOLERANCE = 0.05
+"""Below it the foretold numbers of steps are more than most samplers are given."""
 MAX_EFFORT = 128
 """Levels, and probes: memory grows with their product."""
 
@@ -34,6 +38,27 @@ def sampler_input() -> io.Sampler.Input:
         optional=True,
         tooltip="The sampler that the sigmas are for, of ComfyUI or another pack: a dry run "
         "tells how it steps. Solver is not used then.",
+    )
+
+
+def steps_input() -> io.Int.Input:
+    return inputs.steps(
+        PLOTTED_STEPS, 0, "Steps of the sampler. 0: the fewest that stay within the tolerance, as foretold."
+    )
+
+
+def tolerance_input(advanced: bool = True) -> io.Float.Input:
+    return io.Float.Input(
+        "tolerance",
+        default=TOLERANCE,
+        min=0.001,
+        max=0.5,
+        step=0.005,
+        round=0.001,
+        optional=True,
+        advanced=advanced,
+        tooltip="How far off pictures may be from those of ever more steps, as a share: 0.05 is 5 %. "
+        "Where steps is 0.",
     )
 
 

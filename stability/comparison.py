@@ -13,7 +13,6 @@ from .errors import BadSigmas
 from .foretold import Unforetellable, percent, relative_error
 from .linearized import LinearizedModel
 from .measured import Measured
-from .samplers import solver_of
 from .sigmas_plot import Grid, read_sigmas
 from .solvers import Solver
 
@@ -36,18 +35,10 @@ def compared(
     grids = [
         Grid(title, read_sigmas(f"sigmas {title}", value)) for title, value in zip(titles, given, strict=True)
     ]
-    if measured is None:
+    foretelling = measured.foretelling_solver(solver, sampler, say) if measured else None
+    if measured is None or measured.linearized is None or foretelling is None:
         return grids
-    if measured.linearized is None:
-        say(f"No error is foretold. {measured.origin}")
-        return grids
-    if sampler is not None:
-        try:
-            solver = solver_of(sampler, measured.sampling)
-        except Untraceable as why:
-            say(f"No error is foretold for this sampler: {why}.")
-            return grids
-    return [replace(grid, note=_note(measured.linearized, grid, solver, say)) for grid in grids]
+    return [replace(grid, note=_note(measured.linearized, grid, foretelling, say)) for grid in grids]
 
 
 def _note(model: LinearizedModel, grid: Grid, solver: Solver, say: Say) -> str:

@@ -31,3 +31,7 @@ class BadBlend(StabilityError):
 
 class BadSigmas(StabilityError):
     """SIGMAS that are no row of numbers from 0 up."""
+
+
+class BadTolerance(StabilityError):
+    """An error to stay within that is not between 0 and 1."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .linearized import LinearizedModel, interpolate
@@ -24,10 +25,11 @@ class Unforetellable(Exception):
 def relative_error(model: LinearizedModel, grid: Tensor, solver: Solver) -> float:
     """RMS distance of pictures to those of ever more steps, over the RMS of these.
 
-    e^2 = mean over probes of 2 l^2 / (2 + l^2) + 2 TIPPING d / sqrt(1 + d^2), l being how far the image ends from
-    its own, d how far a state strays at most, both in widths: what an image is off by, and the share of images
-    that end in another mode, where two images have a squared distance of 2. The nearer a trajectory passes by
-    a border, the less it takes to tip it, so that the share is proportional to d.
+    e^2 = mean over probes of 2 l^2 / (2 + l^2) + 2 TIPPING d / sqrt(1 + d^2)
+
+    l is how far the image ends from its own, d how far a state strays at most, both in widths. The first term
+    is what images are off by, the second the share of them that end in another mode, where two images have a
+    squared distance of 2: a border between modes lies within d of a trajectory in proportion to d.
 
     grid: sigmas [N + 1] that fall to 0; it may begin below the model's highest level, as with a denoise below
     1. Raises Unforetellable, and Untraceable for some samplers.

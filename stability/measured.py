@@ -59,6 +59,21 @@ class Measured:
             say(f"No stability grid for this sampler: {why}. Core's {FALLBACK} sigmas are used.")
             return for_denoise(lambda n: fallback_grid(self.sampling, n), steps, denoise).float()
 
+    def foretelling_solver(self, solver: Solver, sampler: Any, say: Say) -> Solver | None:
+        """The solver that errors are foretold for: that of a SAMPLER, where one is given. None, with a word,
+        where nothing can be foretold.
+        """
+        if self.linearized is None:
+            say(f"No error is foretold. {self.origin}")
+            return None
+        if sampler is None:
+            return solver
+        try:
+            return solver_of(sampler, self.sampling)
+        except Untraceable as why:
+            say(f"No error is foretold for this sampler: {why}.")
+            return None
+
     def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
         simple = fallback_grid(self.sampling, steps)
         if self.linearized is None:

@@ -22,7 +22,7 @@ BOUNDS = (0.2, 0.1, 0.05, 0.02, 0.01)
 MOST_NAMED = 3
 LEAST_ERROR = 1e-9
 """Where a solver is exact: keeps logarithms finite."""
-DOUBT = "Foretold, not sampled"
+DOUBT = "Foretold, not sampled: true to a factor of about 2"
 PANEL, TOP, FOOT = 330, 60, 68
 """Pixels: of the panel, above it and below."""
 
@@ -60,8 +60,9 @@ class Forecast:
         named = list({n: (bound, n) for bound, n in named}.values())[-MOST_NAMED:]
         if not named:
             return f"Even {most} steps are about {percent(self.errors[most])} off. {DOUBT}."
-        first, *more = [f"{n} {{}}within {100 * bound:g} %" for bound, n in named]
-        told = [first.format("steps come "), *(each.format("") for each in more)]
+        (first, n), *more = named
+        enough = f"{n} steps come" if n > 1 else "1 step comes"
+        told = [f"{enough} within {100 * first:g} %", *(f"{m} within {100 * bound:g} %" for bound, m in more)]
         return f"{', '.join(told)} of what ever more steps draw. {DOUBT}."
 
 
@@ -101,7 +102,7 @@ def draw_forecast(told: Forecast, tolerance: float) -> Image.Image:
 
 
 def _marks(y: LogAxis) -> list[float]:
-    """1, 2 and 5 times the powers of ten on an axis of little more than two decades, else the powers alone."""
+    """1, 2 and 5 times the powers of ten where an axis has few decades, else the powers alone."""
     if y.high > 300 * y.low:
         return y.decades()
     first, last = math.floor(math.log10(y.low)), math.ceil(math.log10(y.high))

@@ -10,8 +10,9 @@ import folder_paths
 import pytest
 import torch
 
-from dizzydiff.nodes.sigmas import CompareSigmas
-from dizzydiff.stability.errors import BadSigmas
+from dizzydiff.nodes.sigmas import CompareSigmas, StepsNeeded
+from dizzydiff.nodes.stability import StabilityGrid
+from dizzydiff.stability.errors import BadSigmas, BadTolerance
 from dizzydiff.stability.measured import Measured, measured_once
 from dizzydiff.stability.store import Store
 from dizzydiff.students.loader import Source, load_unet
@@ -79,3 +80,46 @@ def test_what_are_no_sigmas_is_refused_by_its_name() -> None:
         compare(torch.tensor([float("nan"), 0.0]), names="mine")
     with pytest.raises(BadSigmas, match="expected SIGMAS"):
         compare()
+
+
+def test_steps_of_zero_are_the_fewest_within_the_tolerance(
+    measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sigmas = StabilityGrid.execute(measured, 0, 1.0, "euler", tolerance=0.5).result[0]
+    steps = len(sigmas) - 1
+    assert steps >= 1 and f"{steps} steps, the fewest that are foretold to be within 50 %" in caplog.text
+    assert torch.equal(sigmas, StabilityGrid.execute(measured, steps, 1.0, "euler").result[0])
+    _, said = compare(sigmas, profile=measured, solver="euler")
+    assert float(said[0].split("about ")[1].split()[0]) <= 51
+    finer = StabilityGrid.execute(measured, 0, 1.0, "euler", tolerance=0.3).result[0]
+    assert len(finer) > len(sigmas)
+    assert len(StabilityGrid.execute(measured, 0, 0.0, "euler").result[0]) == 0
+    assert len(StabilityGrid.execute(measured, 0, 0.5, "euler", tolerance=0.5).result[0]) <= len(sigmas)
+    for tolerance in (0.0, float("nan"), 2.0):
+        with pytest.raises(BadTolerance, match="between 0 and 1"):
+            StabilityGrid.execute(measured, 0, 1.0, "euler", tolerance=tolerance)
+
+
+def test_where_nothing_is_foretold_steps_of_zero_are_twenty(
+    measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    adaptive = comfy.samplers.sampler_object("dpm_adaptive")
+    assert len(StabilityGrid.execute(measured, 0, 1.0, "euler", sampler=adaptive).result[0]) == 21
+    assert "20 are made" in caplog.text
+    unmeasured = Measured(measured.sampling, None, "Not measured: it is broken.")
+    assert len(StabilityGrid.execute(unmeasured, 0, 1.0, "euler").result[0]) == 21
+    steps, text, picture = StepsNeeded.execute(unmeasured).result
+    assert steps == 20 and "it is broken" in text and picture.min() < 0.5
+
+
+def test_how_many_steps_are_told_in_words_and_as_a_picture(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dizzydiff.stability.steps.COUNTS", (1, 2, 4, 8))
+    monkeypatch.setattr("dizzydiff.stability.enough.COUNTS", (1, 2, 4, 8))
+    output = StepsNeeded.execute(measured, 0.5, "heun")
+    steps, text, picture = output.result
+    assert 1 <= steps <= 8 and "Foretold, not sampled" in text and output.ui["text"] == [text]
+    assert picture.shape[0] == 1 and picture.shape[2:] == (640, 3)

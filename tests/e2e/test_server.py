@@ -31,6 +31,7 @@ NODES = [
     "DizzyDiffStabilityGrid",
     "DizzyDiffStabilityProfile",
     "DizzyDiffStabilitySampler",
+    "DizzyDiffStepsNeeded",
     "DizzyDiffStudentGuidance",
     "DizzyDiffStudentSampler",
 ]
