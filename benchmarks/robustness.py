@@ -50,10 +50,15 @@ CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
     "DizzyDiffLoadStudent": {"student": ["tiny"], "weight_dtype": ["default", "fp16"]},
     "DizzyDiffGuidanceSweep": {"scales": ["1", "1, 2.5", "3;4 5"]},
     "DizzyDiffDevices": {"devices": ["auto", "batch", "cpu, cpu:1"]},
-    "DizzyDiffStabilitySampler": {"cfg": [1.0]},
+    "DizzyDiffStabilityProfile": {"measure_again": [False]},
+    "DizzyDiffStabilitySampler": {"cfg": [1.0], "measure_again": [False]},
     "DizzyDiffCompareSigmas": {"names": ["", "one, two"]},
 }
 """Values where not every one of the socket's type is valid, or each new one costs hundreds of model calls."""
+NEEDED = dict.fromkeys(
+    ("DizzyDiffStabilityProfile", "DizzyDiffStabilitySampler"), ("model", "positive", "negative")
+)
+"""Optional inputs that stand for one another (a guider for these), of which a graph has to link some."""
 UNREADABLE = {"scales": ["", "1, two", "nan", "-1", "101"], "devices": ["", "cuda:77", "gpu", "cpu,,cpu"]}
 GROWING = "COMFY_AUTOGROW_V3"
 """An input that becomes several."""
@@ -166,7 +171,7 @@ def add(draw: Draw, info: Info, graph: Graph, kind: str, depth: int, **given_inp
             continue
         if is_widget(socket):
             inputs[name] = value(draw, kind, name, socket)
-        elif name in required(info, kind):
+        elif name in required(info, kind) or name in NEEDED.get(kind, ()):
             sources = SOURCES[socket[0]]
             source, slot = draw(st.sampled_from(sources)) if depth > 0 else sources[0]
             inputs[name] = [add(draw, info, graph, source, depth - 1), slot]
@@ -197,7 +202,7 @@ def invalid(draw: Draw, info: Info) -> tuple[Graph, str, str]:
         for key, node in graph.items()
         if node["class_type"].startswith("DizzyDiff")
         for name, socket in sockets(info, node["class_type"]).items()
-        if socket[0] != "STRING" or not is_widget(socket) or name in UNREADABLE
+        if not is_widget(socket) or socket[0] not in ("STRING", "BOOLEAN") or name in UNREADABLE
     ]
     key, name, socket = draw(st.sampled_from(places))
     inputs, needed = graph[key]["inputs"], name in required(info, graph[key]["class_type"])

@@ -13,8 +13,9 @@ from ..stability.measured import Measured
 from ..stability.sigmas_plot import draw_sigmas
 from ..stability.solvers import SOLVERS
 from ..stability.steps import MOST_STEPS, UNTOLD_STEPS, draw_forecast
+from .measuring import with_progress
 from .notice import show_at_node
-from .stability import CATEGORY, with_progress
+from .stability import CATEGORY
 from .stability_inputs import (
     DEFAULT_SOLVER,
     SIGMAS,

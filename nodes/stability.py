@@ -2,29 +2,20 @@
 """Stability grids: measure the model in the graph, make sigmas for it, sample with them."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
-import comfy.utils
-import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..common.messages import both, inform, warn
-from ..common.pictures import image_of, picture_of_text
-from ..drafting.backends import RowsOnDevices
-from ..drafting.devices import devices_of
 from ..stability import scheduler
 from ..stability.enough import fewest_steps
-from ..stability.measured import Measured, measured_once, scheduled_grids
-from ..stability.profile import QUICK, THOROUGH, Effort, Progress
+from ..stability.guiders import subject_of
+from ..stability.measured import Measured
+from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import SOLVERS
-from ..stability.store import Store
-from ..stability.subject import Subject
 from . import inputs
-from .cfg import warn_of_guidance, without_warning
+from .measuring import measure, picture_of, sample, with_progress
 from .notice import show_at_node
 from .stability_inputs import (
     DEFAULT_SOLVER,
@@ -32,7 +23,9 @@ from .stability_inputs import (
     SIGMAS,
     STABILITY_PROFILE,
     TOLERANCE,
+    again_input,
     effort_input,
+    guider_input,
     probe_seed,
     sampler_input,
     solver_input,
@@ -55,9 +48,9 @@ class StabilityProfile(io.ComfyNode):
             "once: the profile is kept in ComfyUI's user folder.",
             search_aliases=["calibrate", *SIGMAS],
             inputs=[
-                inputs.model(),
-                inputs.positive(),
-                inputs.negative(),
+                inputs.model(optional=True),
+                inputs.positive(optional=True),
+                inputs.negative(optional=True),
                 inputs.cfg(),
                 io.Latent.Input(
                     "latent",
@@ -79,6 +72,8 @@ class StabilityProfile(io.ComfyNode):
                     f"{THOROUGH.calls} model calls.",
                 ),
                 probe_seed(),
+                guider_input(),
+                again_input(),
             ],
             outputs=[
                 STABILITY_PROFILE.Output(
@@ -99,21 +94,22 @@ class StabilityProfile(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        positive: list,
-        negative: list,
-        cfg: float,
-        latent: dict,
-        levels: int,
-        probes: int,
-        seed: int,
+        model: Any = None,
+        positive: list | None = None,
+        negative: list | None = None,
+        cfg: float = 1.0,
+        latent: dict | None = None,
+        levels: int = THOROUGH.levels,
+        probes: int = THOROUGH.probes,
+        seed: int = 0,
+        guider: Any = None,
+        measure_again: bool = False,
     ) -> io.NodeOutput:
-        measured = measure(
-            Subject(model, positive, negative, cfg, latent, seed), Effort(levels, probes, THOROUGH.directions)
-        )
+        subject = replace(subject_of(model, positive, negative, cfg, guider, latent or {}), seed=seed)
+        measured = measure(subject, Effort(levels, probes, THOROUGH.directions), again=measure_again)
         picture = picture_of(measured)
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        measured_model = scheduler.with_measured(model, measured)
+        measured_model = scheduler.with_measured(subject.model, measured)
         return io.NodeOutput(measured, picture, measured_model, ui={**shown, "text": [measured.origin]})
 
 
@@ -192,16 +188,18 @@ class StabilitySampler(io.ComfyNode):
             "result; after that it costs nothing.",
             search_aliases=["ksampler", "sigmas", "scheduler", "ays", "few steps"],
             inputs=[
-                inputs.model(),
+                inputs.model(optional=True),
                 inputs.seed(),
                 steps_input(),
                 inputs.cfg(),
                 inputs.sampler_name(),
-                inputs.positive(),
-                inputs.negative(),
+                inputs.positive(optional=True),
+                inputs.negative(optional=True),
                 inputs.latent_image(),
                 inputs.denoise(),
                 tolerance_input(),
+                guider_input(),
+                again_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent.")],
         )
@@ -213,21 +211,22 @@ class StabilitySampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        positive: list,
-        negative: list,
-        latent_image: dict,
-        denoise: float,
+        model: Any = None,
+        seed: int = 0,
+        steps: int = PLOTTED_STEPS,
+        cfg: float = 1.0,
+        sampler_name: str = "dpmpp_2m",
+        positive: list | None = None,
+        negative: list | None = None,
+        latent_image: dict | None = None,
+        denoise: float = 1.0,
         tolerance: float = TOLERANCE,
+        guider: Any = None,
+        measure_again: bool = False,
     ) -> io.NodeOutput:
-        from comfy_extras.nodes_custom_sampler import SamplerCustom
-
         say = both(warn, show_at_node)
-        measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
+        subject = subject_of(model, positive, negative, cfg, guider, latent_image or {})
+        measured = measure(subject, THOROUGH, again=measure_again)
         sampler = comfy.samplers.sampler_object(sampler_name)
         if steps == 0:
             steps = fewest_steps(
@@ -240,52 +239,10 @@ class StabilitySampler(io.ComfyNode):
                 denoise=denoise,
             )
         sigmas = measured.sigmas_of(sampler, steps, denoise, say=say)
-        model = warn_of_guidance(model, cfg, positive, say)
-        sampled = SamplerCustom.execute(
-            model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
-        )
-        return io.NodeOutput(sampled.result[0], ui={"text": [measured.origin]})
+        sampled = sample(subject, seed, sampler, sigmas, say)
+        return io.NodeOutput(sampled, ui={"text": [measured.origin]})
 
 
 def register_scheduler() -> None:
     """``dizzydiff`` among the schedulers of every sampler node."""
     scheduler.register(both(warn, show_at_node))
-
-
-def measure(subject: Subject, effort: Effort) -> Measured:
-    """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
-    gave the model.
-    """
-    subject = replace(
-        subject,
-        model=without_warning(subject.model),
-        devices=devices_of(subject.model),
-        predict=RowsOnDevices(both(inform, show_at_node)),
-    )
-    store = Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
-    measured = measured_once(subject, effort, store, with_progress())
-    both(inform, show_at_node)(measured.origin)
-    return measured
-
-
-def with_progress() -> Progress:
-    """Shows calls made of calls in all at the node, until interrupted."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def progress(made: int, of: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(made, of)
-
-    return progress
-
-
-def picture_of(measured: Measured) -> torch.Tensor:
-    """The plot [1, H, W, 3], or why there is none."""
-    from ..stability.plot import draw
-
-    if measured.linearized is None:
-        return image_of(picture_of_text(measured.origin))
-    chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER)}
-    core = scheduled_grids(measured.sampling, PLOTTED_STEPS)
-    chosen |= {name: core[name] for name in ("karras", "simple") if name in core}
-    return image_of(draw(measured.linearized, DEFAULT_SOLVER, chosen))

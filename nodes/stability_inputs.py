@@ -71,3 +71,22 @@ def probe_seed() -> io.Int.Input:
         control_after_generate=False,
         tooltip="Of the probes. Another seed is another measurement.",
     )
+
+
+def guider_input() -> io.Guider.Input:
+    return io.Guider.Input(
+        "guider",
+        optional=True,
+        tooltip="In place of model, positive, negative and cfg, which are not used then: any GUIDER, "
+        "measured as it samples.",
+    )
+
+
+def again_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "measure_again",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Measures now, and replaces the profile that was kept.",
+    )

@@ -35,3 +35,7 @@ class BadSigmas(StabilityError):
 
 class BadTolerance(StabilityError):
     """An error to stay within that is not between 0 and 1."""
+
+
+class NothingToMeasure(StabilityError):
+    """Neither a guider nor a whole of model and conditionings is connected."""
