@@ -44,8 +44,7 @@ class StabilityProfile(io.ComfyNode):
             display_name="Measure Stability",
             category=CATEGORY,
             description="Measures how errors arise and grow in this very model, with this prompt, CFG and "
-            "size, for Stability Grid. Done "
-            "once: the profile is kept in ComfyUI's user folder.",
+            "size, for Stability Grid. Done once: the profile is kept in ComfyUI's user folder.",
             search_aliases=["calibrate", *SIGMAS],
             inputs=[
                 inputs.model(optional=True),
@@ -81,8 +80,7 @@ class StabilityProfile(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="From high noise to low: how errors arise and grow, and the points of "
-                    "three grids.",
+                    tooltip="From high noise to low: how errors arise and grow; the points of three grids.",
                 ),
                 io.Model.Output(
                     display_name="model",
