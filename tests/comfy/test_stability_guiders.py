@@ -68,10 +68,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of profiles."""
+    """The folder of profiles. No plots are drawn, whose grids take most of the time."""
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
     monkeypatch.setattr("dizzydiff.nodes.stability.THOROUGH", SMALL)
+    monkeypatch.setattr("dizzydiff.nodes.stability.picture_of", lambda measured: torch.zeros(1, 8, 8, 3))
     return tmp_path / "dizzydiff" / "stability"
 
 
