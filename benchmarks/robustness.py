@@ -51,19 +51,27 @@ CHOSEN: Mapping[str, Mapping[str, list[Any]]] = {
     "DizzyDiffGuidanceSweep": {"scales": ["1", "1, 2.5", "3;4 5"]},
     "DizzyDiffGuidanceSchedule": {"schedule": ["0: 1", "0: 1, 0.3: 4.5; 1: 2"]},
     "DizzyDiffDevices": {"devices": ["auto", "batch", "cpu, cpu:1"]},
-    "DizzyDiffStabilitySampler": {"cfg": [1.0]},
+    "DizzyDiffStabilityProfile": {"measure_again": [False]},
+    "DizzyDiffStabilitySampler": {"cfg": [1.0], "measure_again": [False]},
+    "DizzyDiffCompareSigmas": {"names": ["", "one, two"]},
 }
 """Values where not every one of the socket's type is valid, or each new one costs hundreds of model calls."""
+NEEDED = dict.fromkeys(
+    ("DizzyDiffStabilityProfile", "DizzyDiffStabilitySampler"), ("model", "positive", "negative")
+)
+"""Optional inputs that stand for one another (a guider for these), of which a graph has to link some."""
 UNREADABLE = {
     "scales": ["", "1, two", "nan", "-1", "101"],
     "schedule": ["", "4", "0: 1, 0: 2", "0.5: 101", "2: 1"],
     "devices": ["", "cuda:77", "gpu", "cpu,,cpu"],
 }
+GROWING = "COMFY_AUTOGROW_V3"
+"""An input that becomes several."""
 ENDLESS = "dpm_adaptive"
 """A sampler that takes as many steps as it likes."""
-APART = ("DizzyDiffDistillGuidance", "DizzyDiffExportLoRA", "DizzyDiffCluster")
-"""The node that trains for hours, the one that needs what it made, and the one that starts processes by Ray:
-they have tests of their own.
+APART = ("DizzyDiffDistillGuidance", "DizzyDiffExportLoRA", "DizzyDiffCluster", "DizzyDiffStepsNeeded")
+"""The node that trains for hours, the one that needs what it made, the one that starts processes by Ray, and
+the one that makes 14 grids: they have tests of their own.
 """
 SOURCES: Mapping[str, list[tuple[str, int]]] = {
     "MODEL": [("DizzyDiffLoadPipeline", 0), ("DizzyDiffLoadStudent", 0), ("DizzyDiffDevices", 0)],
@@ -119,8 +127,20 @@ def described(server: Server) -> Info:
 
 def sockets(info: Info, kind: str) -> dict[str, list[Any]]:
     """The inputs of a node: name to [type or options, settings]."""
-    inputs = info[kind]["input"]
-    return {**inputs.get("required", {}), **inputs.get("optional", {})}
+    return {**required(info, kind), **info[kind]["input"].get("optional", {})}
+
+
+def required(info: Info, kind: str) -> dict[str, list[Any]]:
+    """Those that must be there; of an input that grows, as many as it begins with."""
+    found = {}
+    for name, socket in info[kind]["input"].get("required", {}).items():
+        if socket[0] != GROWING:
+            found[name] = socket
+            continue
+        template = socket[1]["template"]
+        (each,) = template["input"]["required"].values()
+        found |= {f"{name}.{template['prefix']}{n}": each for n in range(template["min"])}
+    return found
 
 
 def is_widget(socket: list[Any]) -> bool:
@@ -156,7 +176,7 @@ def add(draw: Draw, info: Info, graph: Graph, kind: str, depth: int, **given_inp
             continue
         if is_widget(socket):
             inputs[name] = value(draw, kind, name, socket)
-        elif name in info[kind]["input"]["required"]:
+        elif name in required(info, kind) or name in NEEDED.get(kind, ()):
             sources = SOURCES[socket[0]]
             source, slot = draw(st.sampled_from(sources)) if depth > 0 else sources[0]
             inputs[name] = [add(draw, info, graph, source, depth - 1), slot]
@@ -187,13 +207,11 @@ def invalid(draw: Draw, info: Info) -> tuple[Graph, str, str]:
         for key, node in graph.items()
         if node["class_type"].startswith("DizzyDiff")
         for name, socket in sockets(info, node["class_type"]).items()
+        if not is_widget(socket) or socket[0] not in ("STRING", "BOOLEAN") or name in UNREADABLE
     ]
     key, name, socket = draw(st.sampled_from(places))
-    inputs, required = (
-        graph[key]["inputs"],
-        name in info[graph[key]["class_type"]]["input"].get("required", {}),
-    )
-    if required and draw(st.integers(0, 4)) == 0:
+    inputs, needed = graph[key]["inputs"], name in required(info, graph[key]["class_type"])
+    if needed and draw(st.integers(0, 4)) == 0:
         del inputs[name]
     elif not is_widget(socket):
         loader = add(draw, info, graph, "DizzyDiffLoadPipeline", 0)

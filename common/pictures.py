@@ -52,3 +52,23 @@ class LogAxis:
         """The powers of ten on the axis, ends included."""
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         return [10.0**power for power in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """Positions in pixels: ``low`` lies at ``start``, ``high`` > ``low`` at ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round numbers on the axis, evenly spaced by 1, 2 or 5 times a power of ten: at most ``most``."""
+        power = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        gap = next(gap for part in (1, 2, 5, 10, 20) if (self.high - self.low) / (gap := part * power) < most)
+        first, last = math.ceil(self.low / gap - 1e-9), math.floor(self.high / gap + 1e-9)
+        return [n * gap for n in range(first, last + 1)]

@@ -12,6 +12,7 @@ from .drafting import DraftDevices, DraftRefineKSampler, DraftRefineSampler
 from .export import ExportLoRA
 from .guidance import GuidanceSchedule, GuidanceSweep, StudentGuidance
 from .noise import PoissonNoise, SpinNoise
+from .sigmas import CompareSigmas, StepsNeeded
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import LoadPipeline, LoadStudent, StudentSampler
 
@@ -31,6 +32,8 @@ NODE_CLASSES = [
     StabilityProfile,
     StabilityGrid,
     StabilitySampler,
+    CompareSigmas,
+    StepsNeeded,
     Compare,
     SpinNoise,
     PoissonNoise,

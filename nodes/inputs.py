@@ -10,8 +10,8 @@ share near 0.
 """
 
 
-def model() -> io.Model.Input:
-    return io.Model.Input("model", tooltip="The model that removes the noise.")
+def model(optional: bool = False) -> io.Model.Input:
+    return io.Model.Input("model", optional=optional, tooltip="The model that removes the noise.")
 
 
 def seed(tooltip: str = "Of the noise.") -> io.Int.Input:
@@ -20,8 +20,8 @@ def seed(tooltip: str = "Of the noise.") -> io.Int.Input:
     )
 
 
-def steps(default: int) -> io.Int.Input:
-    return io.Int.Input("steps", default=default, min=1, max=10000, tooltip="Steps of the sampler.")
+def steps(default: int, least: int = 1, tooltip: str = "Steps of the sampler.") -> io.Int.Input:
+    return io.Int.Input("steps", default=default, min=least, max=10000, tooltip=tooltip)
 
 
 def cfg() -> io.Float.Input:
@@ -54,12 +54,14 @@ def scheduler() -> io.Combo.Input:
     )
 
 
-def positive() -> io.Conditioning.Input:
-    return io.Conditioning.Input("positive", tooltip="What the picture should show.")
+def positive(optional: bool = False) -> io.Conditioning.Input:
+    return io.Conditioning.Input("positive", optional=optional, tooltip="What the picture should show.")
 
 
-def negative() -> io.Conditioning.Input:
-    return io.Conditioning.Input("negative", tooltip="What it should not show. Not used at CFG 1.")
+def negative(optional: bool = False) -> io.Conditioning.Input:
+    return io.Conditioning.Input(
+        "negative", optional=optional, tooltip="What it should not show. Not used at CFG 1."
+    )
 
 
 def latent_image() -> io.Latent.Input:

@@ -2,38 +2,38 @@
 """Stability grids: measure the model in the graph, make sigmas for it, sample with them."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
-import comfy.utils
-import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..common.messages import both, inform, warn
-from ..common.pictures import image_of, picture_of_text
-from ..drafting.backends import RowsOnDevices
-from ..drafting.devices import devices_of
 from ..stability import scheduler
-from ..stability.measured import Measured, measured_once, scheduled_grids
+from ..stability.enough import fewest_steps
+from ..stability.guiders import subject_of
+from ..stability.measured import Measured
 from ..stability.profile import QUICK, THOROUGH, Effort
-from ..stability.solvers import DPMPP_2M, SOLVERS
-from ..stability.store import Store
-from ..stability.subject import Subject
+from ..stability.solvers import SOLVERS
 from . import inputs
-from .cfg import warn_of_guidance, without_warning
+from .measuring import measure, picture_of, sample, with_progress
 from .notice import show_at_node
+from .stability_inputs import (
+    DEFAULT_SOLVER,
+    PLOTTED_STEPS,
+    SIGMAS,
+    STABILITY_PROFILE,
+    TOLERANCE,
+    again_input,
+    effort_input,
+    guider_input,
+    probe_seed,
+    sampler_input,
+    solver_input,
+    steps_input,
+    tolerance_input,
+)
 
 CATEGORY = "DizzyDiff/stability"
-PLOTTED_STEPS = 12
-DEFAULT_SOLVER = DPMPP_2M
-STABILITY_PROFILE = io.Custom("STABILITY_PROFILE")
-SIGMAS = ["sigmas", "scheduler", "schedule", "align your steps", "ays", "gits"]
-"""What users search who want better steps."""
-MAX_EFFORT = 128
-"""Levels, and probes: memory grows with their product."""
 
 
 class StabilityProfile(io.ComfyNode):
@@ -44,34 +44,35 @@ class StabilityProfile(io.ComfyNode):
             display_name="Measure Stability",
             category=CATEGORY,
             description="Measures how errors arise and grow in this very model, with this prompt, CFG and "
-            "size, for Stability Grid. Done "
-            "once: the profile is kept in ComfyUI's user folder.",
+            "size, for Stability Grid. Done once: the profile is kept in ComfyUI's user folder.",
             search_aliases=["calibrate", *SIGMAS],
             inputs=[
-                inputs.model(),
-                inputs.positive(),
-                inputs.negative(),
+                inputs.model(optional=True),
+                inputs.positive(optional=True),
+                inputs.negative(optional=True),
                 inputs.cfg(),
                 io.Latent.Input(
                     "latent",
                     tooltip="Its size is what counts; its rows say how many probes a device evaluates at "
                     "once.",
                 ),
-                _effort_input(
+                effort_input(
                     "levels",
                     THOROUGH.levels,
                     8,
                     f"Noise levels of each probe. {QUICK.levels} levels and {QUICK.probes} probes are the "
                     f"quick setting: {QUICK.calls} model calls.",
                 ),
-                _effort_input(
+                effort_input(
                     "probes",
                     THOROUGH.probes,
                     1,
                     f"Trajectories. {THOROUGH.levels} levels and {THOROUGH.probes} probes cost "
                     f"{THOROUGH.calls} model calls.",
                 ),
-                _probe_seed(),
+                probe_seed(),
+                guider_input(),
+                again_input(),
             ],
             outputs=[
                 STABILITY_PROFILE.Output(
@@ -79,8 +80,7 @@ class StabilityProfile(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="From high noise to low: how errors arise and grow, and the points of "
-                    "three grids.",
+                    tooltip="From high noise to low: how errors arise and grow; the points of three grids.",
                 ),
                 io.Model.Output(
                     display_name="model",
@@ -92,21 +92,22 @@ class StabilityProfile(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        positive: list,
-        negative: list,
-        cfg: float,
-        latent: dict,
-        levels: int,
-        probes: int,
-        seed: int,
+        model: Any = None,
+        positive: list | None = None,
+        negative: list | None = None,
+        cfg: float = 1.0,
+        latent: dict | None = None,
+        levels: int = THOROUGH.levels,
+        probes: int = THOROUGH.probes,
+        seed: int = 0,
+        guider: Any = None,
+        measure_again: bool = False,
     ) -> io.NodeOutput:
-        measured = measure(
-            Subject(model, positive, negative, cfg, latent, seed), Effort(levels, probes, THOROUGH.directions)
-        )
+        subject = replace(subject_of(model, positive, negative, cfg, guider, latent or {}), seed=seed)
+        measured = measure(subject, Effort(levels, probes, THOROUGH.directions), again=measure_again)
         picture = picture_of(measured)
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        measured_model = scheduler.with_measured(model, measured)
+        measured_model = scheduler.with_measured(subject.model, measured)
         return io.NodeOutput(measured, picture, measured_model, ui={**shown, "text": [measured.origin]})
 
 
@@ -122,15 +123,9 @@ class StabilityGrid(io.ComfyNode):
             search_aliases=SIGMAS,
             inputs=[
                 STABILITY_PROFILE.Input("profile", tooltip="From Measure Stability."),
-                inputs.steps(PLOTTED_STEPS),
+                steps_input(),
                 inputs.denoise(),
-                io.Combo.Input(
-                    "solver",
-                    options=list(SOLVERS),
-                    default=DEFAULT_SOLVER.name,
-                    tooltip="Where no sampler is connected. euler: samplers of order one, such as ddim. "
-                    "dpmpp_2m: those that remember a step. heun: those with two calls a step.",
-                ),
+                solver_input(),
                 io.Float.Input(
                     "base_blend",
                     default=0.0,
@@ -140,12 +135,8 @@ class StabilityGrid(io.ComfyNode):
                     advanced=True,
                     tooltip="The share of core's simple sigmas that is mixed in. 0: all as measured.",
                 ),
-                io.Sampler.Input(
-                    "sampler",
-                    optional=True,
-                    tooltip="The sampler that the sigmas are for, of ComfyUI or another pack: a dry run "
-                    "tells how it steps. Solver is not used then.",
-                ),
+                sampler_input(),
+                tolerance_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="One more than the steps; the last is 0.")],
         )
@@ -164,9 +155,21 @@ class StabilityGrid(io.ComfyNode):
         solver: str,
         base_blend: float = 0.0,
         sampler: Any = None,
+        tolerance: float = TOLERANCE,
     ) -> io.NodeOutput:
+        say = both(warn, show_at_node)
+        if steps == 0:
+            steps = fewest_steps(
+                profile,
+                SOLVERS[solver],
+                sampler,
+                tolerance=tolerance,
+                say=both(inform, show_at_node),
+                progress=with_progress(),
+                denoise=denoise,
+                share=base_blend,
+            )
         if sampler is not None:
-            say = both(warn, show_at_node)
             return io.NodeOutput(profile.sigmas_of(sampler, steps, denoise, base_blend, say=say))
         return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend))
 
@@ -183,15 +186,18 @@ class StabilitySampler(io.ComfyNode):
             "result; after that it costs nothing.",
             search_aliases=["ksampler", "sigmas", "scheduler", "ays", "few steps"],
             inputs=[
-                inputs.model(),
+                inputs.model(optional=True),
                 inputs.seed(),
-                inputs.steps(PLOTTED_STEPS),
+                steps_input(),
                 inputs.cfg(),
                 inputs.sampler_name(),
-                inputs.positive(),
-                inputs.negative(),
+                inputs.positive(optional=True),
+                inputs.negative(optional=True),
                 inputs.latent_image(),
                 inputs.denoise(),
+                tolerance_input(),
+                guider_input(),
+                again_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent.")],
         )
@@ -203,78 +209,38 @@ class StabilitySampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        positive: list,
-        negative: list,
-        latent_image: dict,
-        denoise: float,
+        model: Any = None,
+        seed: int = 0,
+        steps: int = PLOTTED_STEPS,
+        cfg: float = 1.0,
+        sampler_name: str = "dpmpp_2m",
+        positive: list | None = None,
+        negative: list | None = None,
+        latent_image: dict | None = None,
+        denoise: float = 1.0,
+        tolerance: float = TOLERANCE,
+        guider: Any = None,
+        measure_again: bool = False,
     ) -> io.NodeOutput:
-        from comfy_extras.nodes_custom_sampler import SamplerCustom
-
         say = both(warn, show_at_node)
-        measured = measure(Subject(model, positive, negative, cfg, latent_image), THOROUGH)
+        subject = subject_of(model, positive, negative, cfg, guider, latent_image or {})
+        measured = measure(subject, THOROUGH, again=measure_again)
         sampler = comfy.samplers.sampler_object(sampler_name)
+        if steps == 0:
+            steps = fewest_steps(
+                measured,
+                DEFAULT_SOLVER,
+                sampler,
+                tolerance=tolerance,
+                say=both(inform, show_at_node),
+                progress=with_progress(),
+                denoise=denoise,
+            )
         sigmas = measured.sigmas_of(sampler, steps, denoise, say=say)
-        model = warn_of_guidance(model, cfg, positive, say)
-        sampled = SamplerCustom.execute(
-            model, True, seed, cfg, positive, negative, sampler, sigmas, latent_image
-        )
-        return io.NodeOutput(sampled.result[0], ui={"text": [measured.origin]})
+        sampled = sample(subject, seed, sampler, sigmas, say)
+        return io.NodeOutput(sampled, ui={"text": [measured.origin]})
 
 
 def register_scheduler() -> None:
     """``dizzydiff`` among the schedulers of every sampler node."""
     scheduler.register(both(warn, show_at_node))
-
-
-def _effort_input(name: str, default: int, least: int, tooltip: str) -> io.Int.Input:
-    return io.Int.Input(name, default=default, min=least, max=MAX_EFFORT, tooltip=tooltip)
-
-
-def _probe_seed() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=False,
-        tooltip="Of the probes. Another seed is another measurement.",
-    )
-
-
-def measure(subject: Subject, effort: Effort) -> Measured:
-    """From ComfyUI's user folder, or now, with progress, until interrupted; on the devices that Draft Devices
-    gave the model.
-    """
-    subject = replace(
-        subject,
-        model=without_warning(subject.model),
-        devices=devices_of(subject.model),
-        predict=RowsOnDevices(both(inform, show_at_node)),
-    )
-    bar = comfy.utils.ProgressBar(1)
-
-    def progress(made: int, of: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(made, of)
-
-    store = Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
-    measured = measured_once(subject, effort, store, progress)
-    both(inform, show_at_node)(measured.origin)
-    return measured
-
-
-def picture_of(measured: Measured) -> torch.Tensor:
-    """The plot [1, H, W, 3], or why there is none."""
-    from ..stability.plot import draw
-
-    if measured.linearized is None:
-        return image_of(picture_of_text(measured.origin))
-    chosen = {"dizzydiff": measured.sigmas(PLOTTED_STEPS, 1.0, DEFAULT_SOLVER)}
-    core = scheduled_grids(measured.sampling, PLOTTED_STEPS)
-    chosen |= {name: core[name] for name in ("karras", "simple") if name in core}
-    return image_of(draw(measured.linearized, DEFAULT_SOLVER, chosen))

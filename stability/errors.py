@@ -27,3 +27,15 @@ class BadSteps(StabilityError):
 
 class BadBlend(StabilityError):
     """A share of another grid that is not from 0 to 1."""
+
+
+class BadSigmas(StabilityError):
+    """SIGMAS that are no row of numbers from 0 up."""
+
+
+class BadTolerance(StabilityError):
+    """An error to stay within that is not between 0 and 1."""
+
+
+class NothingToMeasure(StabilityError):
+    """Neither a guider nor a whole of model and conditionings is connected."""

@@ -16,6 +16,7 @@ from ..common.dry_run import Untraceable
 from ..common.messages import Say, warn
 from .errors import CannotMeasure
 from .grids import blend, for_denoise, make_grid
+from .guiders import guider_identity
 from .identity import Unreadable, conditioning_digest, identity
 from .linearized import LinearizedModel, linearize
 from .profile import Effort, Profile, Progress
@@ -59,6 +60,21 @@ class Measured:
             say(f"No stability grid for this sampler: {why}. Core's {FALLBACK} sigmas are used.")
             return for_denoise(lambda n: fallback_grid(self.sampling, n), steps, denoise).float()
 
+    def foretelling_solver(self, solver: Solver, sampler: Any, say: Say) -> Solver | None:
+        """The solver that errors are foretold for: that of a SAMPLER, where one is given. None, with a word,
+        where nothing can be foretold.
+        """
+        if self.linearized is None:
+            say(f"No error is foretold. {self.origin}")
+            return None
+        if sampler is None:
+            return solver
+        try:
+            return solver_of(sampler, self.sampling)
+        except Untraceable as why:
+            say(f"No error is foretold for this sampler: {why}.")
+            return None
+
     def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
         simple = fallback_grid(self.sampling, steps)
         if self.linearized is None:
@@ -90,14 +106,17 @@ def scheduled_grids(sampling: Any, steps: int) -> dict[str, Tensor]:
     return grids
 
 
-def measured_once(subject: Subject, effort: Effort, store: Store, progress: Progress) -> Measured:
+def measured_once(
+    subject: Subject, effort: Effort, store: Store, progress: Progress, *, again: bool = False
+) -> Measured:
     """From the store, or measured now and stored; nothing linearised where the model cannot be measured.
+    again: measured now in any case, and stored in place of what was.
 
     Interruptions pass through, and so does a lack of memory for one row, in which nothing could be sampled
     either: ComfyUI says so, and frees what it can.
     """
     try:
-        profile, origin = _stored_profile(subject, effort, store, progress)
+        profile, origin = _stored_profile(subject, effort, store, progress, again)
         return Measured(subject.sampling, linearize(profile), origin)
     except (CannotMeasure, RuntimeError, MemoryError) as error:
         if lacks_memory(error):
@@ -107,7 +126,7 @@ def measured_once(subject: Subject, effort: Effort, store: Store, progress: Prog
 
 
 def _stored_profile(
-    subject: Subject, effort: Effort, store: Store, progress: Progress
+    subject: Subject, effort: Effort, store: Store, progress: Progress, again: bool
 ) -> tuple[Profile, str]:
     """And in a sentence where it is from."""
     try:
@@ -116,7 +135,7 @@ def _stored_profile(
         log.warning("%s: this model cannot be told apart from others, and is measured each time.", why)
         profile = measure_model(subject, effort, progress)
         return profile, f"Measured now by {profile.calls} model calls, and not kept: {why}."
-    stored = store.load(key)
+    stored = None if again else store.load(key)
     if stored is not None:
         return stored, f"Measured on {store.date(key)} by {stored.calls} model calls, and read."
     profile = measure_model(subject, effort, progress)
@@ -137,5 +156,5 @@ def key_of(subject: Subject, effort: Effort) -> str:
         round(2 * math.log2(shape[-2] * shape[-1])),
     ]
     conditioning = [conditioning_digest(each) for each in (subject.positive, subject.negative)]
-    model = identity(subject.model)
+    model = identity(subject.model) if subject.guider is None else guider_identity(subject.guider)
     return repr(("profile", model, conditioning, round(subject.cfg, 4), resolution, effort, subject.seed))

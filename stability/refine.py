@@ -31,9 +31,11 @@ MIN_RELATIVE_GAIN = 1e-4
 """An iteration that gains less is the last."""
 
 
-def deviations(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
+def deviations(model: LinearizedModel, grids: Tensor, solver: Solver, start: Tensor | None = None) -> Tensor:
     """How far a solver strays on grids [G, N + 1]: [G, Q, P, r], signed, in widths, of the state of each of
     its model calls and, last, of the image.
+
+    start: states [1 or G, P, r] at the first sigmas, where these are not the highest level.
 
     The image alone would not do: an error on the way that later shrinks has, in other trajectories, tipped
     the image into another mode, which the few probes seldom show.
@@ -44,7 +46,7 @@ def deviations(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
         strayed.append(model.deviation(x, sigma).expand(len(grids), -1, -1))
         return model(x, sigma)
 
-    image = solver.solve(watched, model.states[:1], grids) - model.end
+    image = solver.solve(watched, model.states[:1] if start is None else start, grids) - model.end
     return torch.stack([*strayed, IMAGE_WEIGHT * image / model.widths[-1]], dim=1)
 
 

@@ -42,6 +42,7 @@ class Subject:
     """What is measured: a model as one graph uses it. latent: its LATENT, of which only the shape counts.
 
     devices: over which ``predict`` spreads the probes; each evaluates as many at once as the latent has rows.
+    guider: a GUIDER that is sampled in place of core's own with these conditionings and CFG.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class Subject:
     cfg: float
     latent: dict[str, Any]
     seed: int = 0
+    guider: Any = None
     devices: int = 1
     predict: Predict = predict_here
 
@@ -165,16 +167,13 @@ def _inside_sampling(
         results.append(work(denoise, x, sigmas))
         return x
 
-    comfy.sample.sample_custom(
-        subject.model,
-        noise,
-        subject.cfg,
-        comfy.samplers.KSAMPLER(run),
-        sigmas.float(),
-        subject.positive,
-        subject.negative,
-        torch.zeros_like(noise),
-        disable_pbar=True,
-        seed=subject.seed,
+    guider = subject.guider
+    if guider is None:
+        guider = comfy.samplers.CFGGuider(subject.model)
+        guider.set_conds(subject.positive, subject.negative)
+        guider.set_cfg(subject.cfg)
+    sampler = comfy.samplers.KSAMPLER(run)
+    guider.sample(
+        noise, torch.zeros_like(noise), sampler, sigmas.float(), disable_pbar=True, seed=subject.seed
     )
     return results[0]

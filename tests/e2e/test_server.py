@@ -18,6 +18,7 @@ from devtools.server import Server
 NODES = [
     "DizzyDiffCluster",
     "DizzyDiffCompare",
+    "DizzyDiffCompareSigmas",
     "DizzyDiffDevices",
     "DizzyDiffDistillGuidance",
     "DizzyDiffDraftRefine",
@@ -32,6 +33,7 @@ NODES = [
     "DizzyDiffStabilityGrid",
     "DizzyDiffStabilityProfile",
     "DizzyDiffStabilitySampler",
+    "DizzyDiffStepsNeeded",
     "DizzyDiffStudentGuidance",
     "DizzyDiffStudentSampler",
 ]
@@ -97,6 +99,30 @@ def test_every_sampler_node_lists_the_scheduler_and_samples_with_it(comfy_server
     outputs = comfy_server.run(prompt)["outputs"]
     assert len(outputs["7"]["images"]) == 1
     assert "Measured" in outputs["8"]["text"][0] and len(outputs["8"]["images"]) == 1
+
+
+def test_sigmas_are_compared_by_an_input_that_grows(comfy_server: Server) -> None:
+    def scheduled(name: str) -> dict[str, Any]:
+        inputs = {"model": ["1", 0], "scheduler": name, "steps": 6, "denoise": 1.0}
+        return {"class_type": "BasicScheduler", "inputs": inputs}
+
+    prompt: dict[str, Any] = {
+        "1": {"class_type": "DizzyDiffLoadPipeline", "inputs": {"pipeline": "tiny"}},
+        "2": scheduled("karras"),
+        "3": scheduled("simple"),
+        "4": {
+            "class_type": "DizzyDiffCompareSigmas",
+            "inputs": {"grids.sigmas0": ["2", 0], "grids.sigmas1": ["3", 0], "names": "karras"},
+        },
+    }
+    output = comfy_server.run(prompt)["outputs"]["4"]
+    assert output["text"] == ["karras: 6 steps", "2: 6 steps"] and len(output["images"]) == 1
+    for wrong in ({"grids.sigmas0": ["1", 1]}, {}):
+        prompt["4"]["inputs"] = {"names": "", **wrong}
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            comfy_server.request("/prompt", {"prompt": prompt})
+        (error,) = json.load(refused.value)["node_errors"]["4"]["errors"]
+        assert error["extra_info"]["input_name"] == "grids.sigmas0"
 
 
 @pytest.mark.parametrize("node", NODES)

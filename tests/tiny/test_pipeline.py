@@ -32,7 +32,7 @@ def test_all_weights_are_safetensors_of_at_most_24_megabytes(tiny):
     kinds = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
     weights = [file for file in tiny.rglob("*") if file.suffix in kinds]
     assert {file.suffix for file in weights} == {".safetensors"}
-    assert sum(file.stat().st_size for file in weights) <= 24_000_000
+    assert sum(file.stat().st_size for file in weights) <= 24 * 2**20
 
 
 def test_the_scheduler_is_the_one_the_networks_were_trained_for(tiny):
