@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Networks with a second time: their files' real layout, their authors' numbers, each row by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.model_detection
+import comfy.samplers
+import comfy.sd
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from diffusers import FlowMapEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dizzydiff.benchmarks.networks.families import NETWORKS
+from dizzydiff.benchmarks.networks.subject import make
+from dizzydiff.drafting.report import Report
+from dizzydiff.drafting.sampler import DraftRefine, Settings
+from dizzydiff.students import errors
+from dizzydiff.students.core_families import with_second_time
+from dizzydiff.students.library import second_time_folders
+from dizzydiff.students.loader import Source, load_student
+from dizzydiff.students.second_time import next_level, second_time
+
+from .drafts import TWO, distance, spread
+from .two_times import (
+    OF_WIDTH,
+    Reference,
+    anyflow,
+    drawn,
+    latents,
+    twinflow_qwen,
+    twinflow_z_image,
+    velocities,
+)
+
+SCHEDULE = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+LEVELS, NEXT = torch.tensor([0.9, 0.4, 1.0]), torch.tensor([0.7, 0.0, 0.9])
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+MAKERS: dict[str, Callable[[], Reference]] = {
+    "AnyFlow": anyflow,
+    "AnyFlow, of the interval": lambda: anyflow("t-r", 0.4),
+    "TwinFlow, Qwen-Image": twinflow_qwen,
+    "TwinFlow, Z-Image": twinflow_z_image,
+}
+NARROW = ["AnyFlow", "TwinFlow, Z-Image"]
+
+
+@pytest.fixture(autouse=True)
+def core_knows_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Core reads Z-Image and Qwen-Image off a width that no test can afford; all else is read as it is."""
+    detect = comfy.model_detection.detect_unet_config
+
+    def with_width(*args: Any, **kwargs: Any) -> Any:
+        found = detect(*args, **kwargs)
+        return found and {**found, **OF_WIDTH.get(found.get("image_model"), {})}
+
+    monkeypatch.setattr(comfy.model_detection, "detect_unet_config", with_width)
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, Reference]:
+    return {name: make_one() for name, make_one in MAKERS.items()}
+
+
+def loaded(reference: Reference, folder: Path) -> Any:
+    return load_student(Source(reference.save(folder), "narrow"))
+
+
+def prompt(reference: Reference) -> list:
+    return [[reference.context(), {}]]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_row_has_its_own_times_and_the_authors_numbers(
+    name: str, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    reference = references[name]
+    model = loaded(reference, tmp_path)
+    x, r = latents(reference.shape, 3), torch.zeros(3) if reference.zero else NEXT
+    together = velocities(model, x, LEVELS, SCHEDULE, prompt(reference))
+    expected = reference.velocity(x, LEVELS, r, reference.context())
+    assert distance(together, expected) <= 1e-5
+    for row in range(3):
+        alone = velocities(model, x[row, None], LEVELS[row, None], SCHEDULE, prompt(reference))
+        assert distance(together[row, None], alone) <= 1e-5
+    elsewhere = reference.velocity(x, LEVELS, r + 0.2, reference.context())
+    assert distance(elsewhere, expected) > 1e-3
+
+
+def test_a_mean_flow_of_cores_has_the_next_level_of_each_row() -> None:
+    """HunyuanImage 2.1 distilled: core alone gives all rows that of the first."""
+    subject = make(NETWORKS["HunyuanImage21 (distilled)"])
+    family = second_time(f"model.{key}" for key in subject.model.model.diffusion_model.state_dict())
+    assert family is not None and not family.made
+    model = with_second_time(subject.model.clone(), family, "distilled")
+    x = latents(subject.network.latent_rows(1)[0].shape[1:], 3)
+    together = velocities(model, x, LEVELS, SCHEDULE, subject.positive)
+    for row in range(3):
+        core = velocities(subject.model, x[row, None], LEVELS[row, None], SCHEDULE, subject.positive)
+        assert distance(together[row, None], core) <= 1e-5
+    of_first = velocities(subject.model, x, LEVELS, SCHEDULE, subject.positive)
+    assert distance(of_first[1:], together[1:]) > 1e-3
+
+
+def test_the_next_level_is_the_highest_below() -> None:
+    t = torch.tensor([1.0, 0.9 * (1 + 1e-7), 0.8, 0.3, 0.0])
+    assert next_level(t, SCHEDULE).tolist() == pytest.approx([0.9, 0.7, 0.7, 0.0, 0.0])
+    assert torch.equal(next_level(t, SCHEDULE.flip(0)), t)
+    assert next_level(t, torch.tensor([0.7, 0.4])).tolist() == pytest.approx([0.7, 0.7, 0.7, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_euler_on_simple_sigmas_is_the_sampler_of_anyflow(
+    steps: int, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    reference = references["AnyFlow"]
+    model = loaded(reference, tmp_path)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)
+    noise = latents(reference.shape, 2)
+    mine = drawn(model, comfy.samplers.sampler_object("euler"), sigmas, prompt(reference), noise)
+
+    theirs = FlowMapEulerDiscreteScheduler(shift=5.0)
+    theirs.set_timesteps(steps)
+    x = noise
+    for t, r in itertools.pairwise(theirs.sigmas.float()):
+        u = reference.velocity(x, t.expand(2), r.expand(2), reference.context())
+        x = theirs.step(u, 1000 * t, x, 1000 * r).prev_sample
+    assert distance(model.model.process_latent_in(mine), x) <= 1e-5
+
+
+def authors_loop(
+    reference: Reference, x: Tensor, sigmas: Tensor, noise: Callable[..., Tensor] | None
+) -> Tensor:
+    """UnifiedSampler of TwinFlow's authors at sampling_order 1: stochast_ratio 1 with noise, 0 without."""
+    for t, following in itertools.pairwise(sigmas):
+        velocity = reference.velocity(x, t.expand(len(x)), torch.zeros(len(x)), reference.context())
+        picture, z = x - t * velocity, x + (1 - t) * velocity
+        last = not following > 0
+        fresh = z if noise is None or last else noise(t, following)
+        x = (1 - following) * picture + following * fresh
+    return x
+
+
+@pytest.mark.parametrize(("sampler", "stochastic"), [("lcm", True), ("euler", False)])
+def test_lcm_and_euler_are_the_samplers_of_twinflow(
+    sampler: str, stochastic: bool, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    """On the levels of the authors' four steps, given by ManualSigmas."""
+    reference = references["TwinFlow, Z-Image"]
+    model = loaded(reference, tmp_path)
+    sigmas = torch.tensor([0.999, 0.8327, 0.6663, 0.5, 0.0])
+    noise = latents(reference.shape, 1)
+    mine = drawn(model, comfy.samplers.sampler_object(sampler), sigmas, prompt(reference), noise)
+    fresh = comfy.k_diffusion.sampling.default_noise_sampler(noise, seed=11) if stochastic else None
+    theirs = authors_loop(reference, sigmas[0] * noise, sigmas, fresh)
+    assert distance(model.model.process_latent_in(mine), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_drafts_on_two_devices_give_the_plain_picture(
+    name: str, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    reference = references[name]
+    model = loaded(reference, tmp_path)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
+    latent = {"samples": torch.zeros(1, *reference.shape)}
+
+    def sampled(model: Any, sampler: Any) -> Tensor:
+        given = (model, True, 7, 1.0, prompt(reference), prompt(reference), sampler, sigmas, latent)
+        return SamplerCustom.execute(*given).result[0]["samples"]
+
+    reports: list[Report] = []
+    euler = comfy.samplers.sampler_object("euler")
+    drafts = DraftRefine(euler, Settings("verified", 0, 0.01), on_report=reports.append)
+    result = sampled(spread(model, TWO, 0), drafts)
+    assert reports
+    assert distance(result, sampled(model, euler)) <= 0.01
+
+
+def test_patches_reach_the_second_embedder_and_everything_else(
+    references: dict[str, Reference], tmp_path: Path
+) -> None:
+    reference = references["AnyFlow"]
+    model = loaded(reference, tmp_path)
+    x, context = latents(reference.shape, 1), prompt(reference)
+    before = velocities(model, x, LEVELS[:1], SCHEDULE, context)
+    for layer in ("delta_embedding.0", "blocks.0.ffn.0"):
+        weight = model.model.diffusion_model.get_submodule(layer).weight
+        lora = {
+            f"diffusion_model.{layer}.lora_A.weight": torch.ones(1, weight.shape[1]),
+            f"diffusion_model.{layer}.lora_B.weight": torch.full((weight.shape[0], 1), 0.1),
+        }
+        patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+        assert distance(velocities(patched, x, LEVELS[:1], SCHEDULE, context), before) > 1e-4
+    torch.testing.assert_close(velocities(model, x, LEVELS[:1], SCHEDULE, context), before)
+
+
+def test_a_saved_checkpoint_has_both_times_again(references: dict[str, Reference], tmp_path: Path) -> None:
+    reference = references["AnyFlow"]
+    model = loaded(reference, tmp_path / "transformer")
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), model)
+    again = load_student(Source(tmp_path / "saved.safetensors", "saved"))
+    x, context = latents(reference.shape, 1), prompt(reference)
+    first, second = (velocities(each, x, LEVELS[:1], SCHEDULE, context) for each in (model, again))
+    torch.testing.assert_close(first, second)
+
+
+def test_folders_of_two_times_are_in_the_list(references: dict[str, Reference], tmp_path: Path) -> None:
+    folder = references["AnyFlow"].save(tmp_path / "nvidia" / "transformer")
+    (tmp_path / "nvidia" / "vae").mkdir()
+    (tmp_path / "nvidia" / "vae" / "config.json").write_text("{}", encoding="utf-8")
+    assert second_time_folders([tmp_path]) == {"nvidia": folder}
+
+
+def without(*names: str) -> Callable[[dict[str, Tensor]], None]:
+    def change(weights: dict[str, Tensor]) -> None:
+        for name in names:
+            del weights[name]
+
+    return change
+
+
+def narrowed(name: str) -> Callable[[dict[str, Tensor]], None]:
+    return lambda weights: weights.update({name: weights[name][:-1].clone()})
+
+
+DELTA = "condition_embedder.delta_embedder"
+BROKEN: dict[str, tuple[type[Exception], str, Callable[[dict[str, Tensor]], Any]]] = {
+    "half a second embedder": (
+        errors.ConfigMismatch,
+        "delta_embedding.2.bias is missing",
+        without(f"{DELTA}.linear_2.bias"),
+    ),
+    "a block without a norm": (
+        errors.ConfigMismatch,
+        "blocks.1.norm3.weight is missing",
+        without("blocks.1.norm2.weight"),
+    ),
+    "no layer that the width is read off": (
+        errors.ConfigMismatch,
+        "blocks.0.ffn.0.weight is missing",
+        without("blocks.0.ffn.net.0.proj.weight"),
+    ),
+    "no head": (errors.UnsupportedModel, "knows no network", without("scale_shift_table")),
+    "a narrower second embedder": (
+        errors.ConfigMismatch,
+        "delta_embedding.0.weight has shape",
+        narrowed(f"{DELTA}.linear_1.weight"),
+    ),
+    "a narrower first one": (
+        errors.ConfigMismatch,
+        "size mismatch",
+        narrowed("condition_embedder.time_embedder.linear_1.weight"),
+    ),
+    "numbers that are none": (
+        errors.NotFinite,
+        "delta_embedding|0.weight",
+        lambda weights: weights[f"{DELTA}.linear_1.weight"].fill_(torch.nan),
+    ),
+    "causal": (
+        errors.UnsupportedModel,
+        "causal AnyFlow",
+        lambda weights: weights.update({"far_patch_embedding.weight": torch.zeros(1)}),
+    ),
+    "another network's": (
+        errors.UnsupportedModel,
+        "is a WanModel",
+        lambda weights: [
+            weights.update({"time_text_embed_2.timestep_embedder.linear_1.bias": torch.zeros(1)}),
+            *(weights.pop(key) for key in list(weights) if key.startswith(DELTA)),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_refused_in_words(
+    kind: str, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    error, words, change = BROKEN[kind]
+    weights = load_file(references["AnyFlow"].save(tmp_path) / WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / "broken.safetensors")
+    with pytest.raises(error, match=words):
+        load_student(Source(tmp_path / "broken.safetensors", "broken"))
+
+
+def test_a_setting_that_nobody_knows_is_refused(references: dict[str, Reference], tmp_path: Path) -> None:
+    config = references["AnyFlow"].save(tmp_path) / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"r"', '"r/t"'), encoding="utf-8")
+    with pytest.raises(errors.ConfigMismatch, match="deltatime_type"):
+        load_student(Source(tmp_path, "edited"))
