@@ -8,14 +8,13 @@ Times are noise levels of a flow here, from 1 (noise) to 0 (picture).
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from comfy.ldm.flux.layers import timestep_embedding
-from comfy.ldm.wan.model import sinusoidal_embedding_1d
 from torch import Tensor, nn
 
 from ..common.messages import warn
@@ -39,8 +38,8 @@ def anyflow(
     2605.13724; in diffusers AnyFlowDualTimestepTextImageEmbedding).
     """
     second = 1000 * t - 1000 * r if interval else 1000 * r
-    waves = sinusoidal_embedding_1d(network.freq_dim, second).to(embedded.dtype)
-    return (1 - gate) * embedded + gate * network.delta_embedding(waves)
+    waves = waves_of(second, network.freq_dim)
+    return (1 - gate) * embedded + gate * network.delta_embedding(waves.to(embedded.dtype))
 
 
 def twinflow_qwen(network: Any, t: Tensor, r: Tensor, embedded: Tensor) -> Tensor:
@@ -60,9 +59,18 @@ def twinflow_z_image(network: Any, t: Tensor, r: Tensor, embedded: Tensor) -> Te
 
 def meanflow(network: Any, t: Tensor, r: Tensor, embedded: Tensor) -> Tensor:
     """e(t) + e'(r), or their mean, as core's HunyuanVideo has it for the first row."""
-    waves = timestep_embedding(r, 256, time_factor=1000.0).to(embedded.dtype)
-    both = embedded + network.time_r_in(waves)
+    both = embedded + network.time_r_in(waves_of(1000 * r, 256).to(embedded.dtype))
     return both if network.params.meanflow_sum else both / 2
+
+
+def waves_of(times: Tensor, width: int) -> Tensor:
+    """[B] -> [B, width] in fp32: [cos(a f), sin(a f)] of times a, f_j = 10000^(-2 j / width), as transformers
+    embed times.
+    """
+    half = width // 2
+    f = torch.exp(torch.arange(half, dtype=torch.float32, device=times.device) * (-math.log(10000.0) / half))
+    angles = times.float()[:, None] * f
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def _column(weight: Tensor, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ops import disable_weight_init
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from diffusers import FlowMapEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
@@ -23,19 +26,22 @@ from dizzydiff.benchmarks.networks.families import NETWORKS
 from dizzydiff.benchmarks.networks.subject import make
 from dizzydiff.drafting.report import Report
 from dizzydiff.drafting.sampler import DraftRefine, Settings
+from dizzydiff.nodes.guidance import StudentGuidance
+from dizzydiff.stability.identity import identity
 from dizzydiff.students import errors
 from dizzydiff.students.core_families import with_second_time
 from dizzydiff.students.library import second_time_folders
 from dizzydiff.students.loader import Source, load_student
 from dizzydiff.students.second_time import next_level, second_time
 
-from .drafts import TWO, distance, spread
+from .drafts import BATCH, TWO, distance, spread, widest
 from .two_times import (
     OF_WIDTH,
     Reference,
     anyflow,
     drawn,
     latents,
+    randomised,
     twinflow_qwen,
     twinflow_z_image,
     velocities,
@@ -50,7 +56,6 @@ MAKERS: dict[str, Callable[[], Reference]] = {
     "TwinFlow, Qwen-Image": twinflow_qwen,
     "TwinFlow, Z-Image": twinflow_z_image,
 }
-NARROW = ["AnyFlow", "TwinFlow, Z-Image"]
 
 
 @pytest.fixture(autouse=True)
@@ -165,24 +170,91 @@ def test_lcm_and_euler_are_the_samplers_of_twinflow(
     assert distance(model.model.process_latent_in(mine), theirs) <= 1e-5
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_drafts_on_two_devices_give_the_plain_picture(
-    name: str, references: dict[str, Reference], tmp_path: Path
+def narrow_mean_flow(folder: Path) -> Path:
+    """HunyuanImage 2.1 distilled as its file lies on the disk: with time_r_in and guidance_in."""
+    settings = {
+        "image_model": "hunyuan_video",
+        "in_channels": 64,
+        "out_channels": 64,
+        "vec_in_dim": None,
+        "context_in_dim": 32,
+        "hidden_size": 128,
+        "mlp_ratio": 4.0,
+        "num_heads": 1,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [64, 64],
+        "theta": 256,
+        "patch_size": [1, 1],
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "byt5": False,
+        "meanflow": True,
+        "use_cond_type_embedding": False,
+        "vision_in_dim": None,
+        "meanflow_sum": False,
+    }
+    network = HunyuanVideo(**settings, dtype=torch.float32, operations=disable_weight_init)
+    randomised(network)
+    save_file(network.state_dict(), folder / "mean_flow.safetensors")
+    return folder / "mean_flow.safetensors"
+
+
+def test_a_mean_flow_file_has_times_and_guidance_of_each_row(tmp_path: Path) -> None:
+    path = narrow_mean_flow(tmp_path)
+    model, core = load_student(Source(path, path.name)), comfy.sd.load_diffusion_model(str(path))
+    x, text = latents((64, 4, 4), 3), torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(3))
+    scales = [1.0, 6.0, 3.0]
+    together = velocities(model, x, LEVELS, SCHEDULE, [[text, {"guidance": scales}]])
+    for row, g in enumerate(scales):
+        positive = StudentGuidance.execute([[text, {}]], g).result[0]
+        alone = velocities(core, x[row, None], LEVELS[row, None], SCHEDULE, positive)
+        assert distance(together[row, None], alone) <= 1e-5
+
+
+@dataclass(frozen=True)
+class Subject:
+    model: Any
+    positive: list
+    shape: tuple[int, ...]
+
+
+def subject_of(name: str, references: dict[str, Reference], folder: Path) -> Subject:
+    if name in references:
+        reference = references[name]
+        return Subject(loaded(reference, folder), prompt(reference), reference.shape)
+    path = narrow_mean_flow(folder)
+    text = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(3))
+    return Subject(load_student(Source(path, path.name)), [[text, {"guidance": 3.5}]], (64, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("AnyFlow", TWO),
+        ("TwinFlow, Z-Image", TWO),
+        ("MeanFlow", TWO),
+        ("AnyFlow", BATCH),
+        ("MeanFlow", BATCH),
+    ],
+)
+def test_drafts_give_the_plain_picture(
+    name: str, devices: str, references: dict[str, Reference], tmp_path: Path
 ) -> None:
-    reference = references[name]
-    model = loaded(reference, tmp_path)
+    subject = subject_of(name, references, tmp_path)
+    model = subject.model
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
-    latent = {"samples": torch.zeros(1, *reference.shape)}
+    latent = {"samples": torch.zeros(1, *subject.shape)}
 
     def sampled(model: Any, sampler: Any) -> Tensor:
-        given = (model, True, 7, 1.0, prompt(reference), prompt(reference), sampler, sigmas, latent)
+        given = (model, True, 7, 1.0, subject.positive, subject.positive, sampler, sigmas, latent)
         return SamplerCustom.execute(*given).result[0]["samples"]
 
     reports: list[Report] = []
     euler = comfy.samplers.sampler_object("euler")
-    drafts = DraftRefine(euler, Settings("verified", 0, 0.01), on_report=reports.append)
-    result = sampled(spread(model, TWO, 0), drafts)
-    assert reports
+    settings = Settings("verified", 4 if devices == BATCH else 0, 0.01)
+    result = sampled(spread(model, devices, 0), DraftRefine(euler, settings, on_report=reports.append))
+    assert widest(reports[0] if reports else None) > 1
     assert distance(result, sampled(model, euler)) <= 0.01
 
 
@@ -212,6 +284,19 @@ def test_a_saved_checkpoint_has_both_times_again(references: dict[str, Reference
     x, context = latents(reference.shape, 1), prompt(reference)
     first, second = (velocities(each, x, LEVELS[:1], SCHEDULE, context) for each in (model, again))
     torch.testing.assert_close(first, second)
+
+
+def test_a_model_of_two_times_has_an_identity(references: dict[str, Reference], tmp_path: Path) -> None:
+    """Which a stability grid is kept under; the gate of AnyFlow is a part of it."""
+    narrow = loaded(references["AnyFlow"], tmp_path / "one")
+    config = references["AnyFlow"].save(tmp_path / "two") / "config.json"
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"gate_value": 0.25', '"gate_value": 0.5'),
+        encoding="utf-8",
+    )
+    other = load_student(Source(tmp_path / "two", "narrow"))
+    assert identity(narrow) == identity(narrow.clone())
+    assert identity(narrow) != identity(other)
 
 
 def test_folders_of_two_times_are_in_the_list(references: dict[str, Reference], tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ MEET_COMFYUI = {
     "stability.samplers",
     "stability.scheduler",
     "stability.subject",
+    "students.core_families",
     "students.distill.failures",
     "students.distill.memory",
     "students.distill.teacher",
