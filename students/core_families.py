@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import comfy.model_detection
@@ -20,6 +21,7 @@ from .second_time import SecondTime, Together
 
 CAUSAL = "far_patch_embedding"
 """Of AnyFlow's causal networks, which remember the frames before."""
+Z_IMAGE_OF_DIFFUSERS = "noise_refiner.0.attention.norm_k.weight"
 WAN_NAMES = (
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
     (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
@@ -43,7 +45,7 @@ WAN_NAMES = (
 
 
 def load_core_family(
-    path: Any, name: str, dtype: torch.dtype | None, disable_dynamic: bool
+    path: Path, name: str, dtype: torch.dtype | None, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     """Flux, HunyuanVideo, HunyuanImage: core's loader and core's guidance, which gains one g a row."""
     if path.is_dir():
@@ -87,11 +89,11 @@ def load_second_time(
     prefix = f"{family.second}."
     second = {key[len(prefix) :]: weights.pop(key) for key in list(weights) if key.startswith(prefix)}
     check_floating(second, name)
-    check_finite(second, name)
+    check_finite(second, name)  # of the others core reads tens of GB later, and may want them quantised
     patcher = core_model(weights, name, dtype, disable_dynamic)
     add_twin(patcher, family, second, name)
-    shift = number_in(found.scheduler or {}, "shift", family.shift or 0.0, (0.0, 100.0), name)
     if family.shift is not None:
+        shift = number_in(found.scheduler or {}, "shift", family.shift, (0.01, 100.0), name)
         patcher.model.model_sampling.set_parameters(shift=shift)
     return with_second_time(patcher, family, name)
 
@@ -107,8 +109,9 @@ def in_core_keys(weights: Weights, family: SecondTime, name: str) -> Weights:
         )
     if any(key.startswith("condition_embedder.") for key in bare):
         return {wan_name(key): tensor for key, tensor in bare.items()}
-    converted = comfy.model_detection.convert_diffusers_mmdit(dict(bare), "")
-    return bare if converted is None else converted
+    if Z_IMAGE_OF_DIFFUSERS in bare:
+        return comfy.model_detection.convert_diffusers_mmdit(bare, "")
+    return bare  # Qwen-Image has diffusers' names in core too
 
 
 def wan_name(key: str) -> str:

@@ -84,7 +84,7 @@ def lone_unets(roots: list[Path]) -> Mapping[str, Path]:
 
 def second_time_folders(roots: list[Path]) -> Mapping[str, Path]:
     """Folders with a transformer of two times, by the names of its tensors: NAME for NAME/transformer."""
-    found = {}
+    found: dict[str, Path] = {}
     for root in roots:
         for folder in folders_with(root, "config.json"):
             named = folder.parent if folder.name == "transformer" and folder.parent != root else folder

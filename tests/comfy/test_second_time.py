@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_detection
 import comfy.samplers
 import comfy.sd
+import folder_paths
 import pytest
 import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
@@ -27,6 +29,7 @@ from dizzydiff.benchmarks.networks.subject import make
 from dizzydiff.drafting.report import Report
 from dizzydiff.drafting.sampler import DraftRefine, Settings
 from dizzydiff.nodes.guidance import StudentGuidance
+from dizzydiff.nodes.students import LoadStudent
 from dizzydiff.stability.identity import identity
 from dizzydiff.students import errors
 from dizzydiff.students.core_families import with_second_time
@@ -276,8 +279,12 @@ def test_patches_reach_the_second_embedder_and_everything_else(
     torch.testing.assert_close(velocities(model, x, LEVELS[:1], SCHEDULE, context), before)
 
 
-def test_a_saved_checkpoint_has_both_times_again(references: dict[str, Reference], tmp_path: Path) -> None:
-    reference = references["AnyFlow"]
+@pytest.mark.parametrize("name", ["AnyFlow", "TwinFlow, Qwen-Image", "TwinFlow, Z-Image"])
+def test_a_saved_checkpoint_has_both_times_again(
+    name: str, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    """In core's own names, as files for ComfyUI have them."""
+    reference = references[name]
     model = loaded(reference, tmp_path / "transformer")
     comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), model)
     again = load_student(Source(tmp_path / "saved.safetensors", "saved"))
@@ -304,6 +311,19 @@ def test_folders_of_two_times_are_in_the_list(references: dict[str, Reference], 
     (tmp_path / "nvidia" / "vae").mkdir()
     (tmp_path / "nvidia" / "vae" / "config.json").write_text("{}", encoding="utf-8")
     assert second_time_folders([tmp_path]) == {"nvidia": folder}
+
+
+def test_the_loader_lists_a_folder_and_loads_it(references: dict[str, Reference]) -> None:
+    pipeline = Path(folder_paths.get_folder_paths("diffusers")[0]) / "two times"
+    references["AnyFlow"].save(pipeline / "transformer")
+    try:
+        (choice,) = (each for each in LoadStudent.define_schema().inputs if each.id == "student")
+        assert "two times" in choice.options
+        assert LoadStudent.validate_inputs("two times") is True
+        model = LoadStudent.execute("two times").result[0]
+    finally:
+        shutil.rmtree(pipeline)
+    assert type(model.model.diffusion_model.delta_embedding) is torch.nn.Sequential
 
 
 def without(*names: str) -> Callable[[dict[str, Tensor]], None]:
