@@ -31,6 +31,10 @@ from dizzydiff.drafting.sampler import DraftRefine, Settings
 from dizzydiff.nodes.guidance import StudentGuidance
 from dizzydiff.nodes.students import LoadStudent
 from dizzydiff.stability.identity import identity
+from dizzydiff.stability.measured import measured_once
+from dizzydiff.stability.profile import Effort
+from dizzydiff.stability.store import Store
+from dizzydiff.stability.subject import Subject as Measured
 from dizzydiff.students import errors
 from dizzydiff.students.core_families import with_second_time
 from dizzydiff.students.library import second_time_folders
@@ -123,6 +127,32 @@ def test_the_next_level_is_the_highest_below() -> None:
     assert next_level(t, SCHEDULE).tolist() == pytest.approx([0.9, 0.7, 0.7, 0.0, 0.0])
     assert torch.equal(next_level(t, SCHEDULE.flip(0)), t)
     assert next_level(t, torch.tensor([0.7, 0.4])).tolist() == pytest.approx([0.7, 0.7, 0.7, 0.0, 0.0])
+
+
+def test_outside_of_a_sampler_the_second_time_is_the_first_and_the_log_says_so(
+    references: dict[str, Reference], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = references["AnyFlow"]
+    model = load_student(Source(reference.save(tmp_path), "asked alone"))
+    x, t = latents(reference.shape, 3), LEVELS
+    options = {"wrappers": model.wrappers}
+    denoised = model.model.apply_model(
+        x, t, c_crossattn=reference.context().expand(3, -1, -1), transformer_options=options
+    )
+    expected = reference.velocity(x, t, t, reference.context())
+    assert distance((x - denoised) / t[:, None, None, None, None], expected) <= 1e-5
+    assert "asked alone is asked for a prediction outside" in caplog.text
+
+
+def test_more_times_than_rows_are_refused_in_words(references: dict[str, Reference], tmp_path: Path) -> None:
+    """Reference pictures at time zero have one of their own."""
+    reference = references["TwinFlow, Qwen-Image"]
+    model, x = loaded(reference, tmp_path), latents(reference.shape, 1)
+    picture = {"reference_latents": [torch.ones(1, *reference.shape)]}
+    at_zero = {**picture, "reference_latents_method": "index_timestep_zero"}
+    velocities(model, x, LEVELS[:1], SCHEDULE, [[reference.context(), picture]])
+    with pytest.raises(errors.UnsupportedModel, match="2 times for 1 rows"):
+        velocities(model, x, LEVELS[:1], SCHEDULE, [[reference.context(), at_zero]])
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -304,6 +334,20 @@ def test_a_model_of_two_times_has_an_identity(references: dict[str, Reference], 
     other = load_student(Source(tmp_path / "two", "narrow"))
     assert identity(narrow) == identity(narrow.clone())
     assert identity(narrow) != identity(other)
+
+
+@pytest.mark.parametrize(("name", "measurable"), [("AnyFlow", False), ("TwinFlow, Z-Image", True)])
+def test_stability_is_measured_where_no_other_level_counts(
+    name: str, measurable: bool, references: dict[str, Reference], tmp_path: Path
+) -> None:
+    reference = references[name]
+    latent = {"samples": torch.zeros(1, *reference.shape)}
+    subject = Measured(loaded(reference, tmp_path), prompt(reference), prompt(reference), 1.0, latent)
+    found = measured_once(
+        subject, Effort(levels=8, probes=2, directions=1), Store(tmp_path / "profiles"), lambda made, of: None
+    )
+    assert (found.linearized is not None) == measurable
+    assert ("depends on the other sigmas" in found.origin) != measurable
 
 
 def test_folders_of_two_times_are_in_the_list(references: dict[str, Reference], tmp_path: Path) -> None:
