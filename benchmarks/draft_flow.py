@@ -45,7 +45,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     every = itertools.product(SAMPLERS, SETTINGS)
     chosen = list(itertools.product(SAMPLERS[:1], SETTINGS[::2][:2])) if quick else list(every)
     seeds = list(range(4 if quick else 32))
-    work = [partial(rows_of, name, *setting, seeds) for name, setting in chosen]
+    work = [partial(rows_of, name, model, cfg, steps, seeds) for name, (model, cfg, steps) in chosen]
     return [row for rows in side_by_side(work) for row in rows]
 
 

@@ -163,9 +163,7 @@ def value(draw: Draw, kind: str, name: str, socket: list[Any]) -> Any:
         return draw(st.sampled_from([option for option in options(socket) if option != ENDLESS]))
     low, high = socket[1]["min"], socket[1]["max"]
     low, high = CHEAP.get(name, (low, high))
-    return (
-        draw(st.integers(int(low), int(high))) if socket[0] == "INT" else draw(st.floats(low, high, width=32))
-    )
+    return draw(st.integers(int(low), int(high)) if socket[0] == "INT" else st.floats(low, high))
 
 
 def add(draw: Draw, info: Info, graph: Graph, kind: str, depth: int, **given_inputs: Any) -> str:

@@ -33,6 +33,10 @@ STUDENT = [
     "distilled model",
     "few step",
     "4 steps",
+    "anyflow",
+    "twinflow",
+    "meanflow",
+    "flow map",
     "student",
     "unet",
     "蒸馏",
@@ -51,9 +55,13 @@ def _student_folders() -> Mapping[str, Path]:
     return {**library.lone_unets(_roots("diffusion_models")), **pipelines}
 
 
+def _two_times() -> Mapping[str, Path]:
+    return library.second_time_folders([*_roots("diffusers"), *_roots("diffusion_models")])
+
+
 def _path_of(student: str) -> Path:
     roots = [root for kind in FILE_KINDS for root in _roots(kind)]
-    return library.find_student(student, _student_folders(), roots)
+    return library.find_student(student, {**_two_times(), **_student_folders()}, roots)
 
 
 class LoadStudent(io.ComfyNode):
@@ -66,13 +74,16 @@ class LoadStudent(io.ComfyNode):
             category=CATEGORY,
             description="Loads a network distilled for every guidance scale (LCM, cfg-distill, your own) as "
             "a MODEL. One pass a step: sample it at CFG 1 and set the guidance with Student Guidance or "
-            "FluxGuidance.",
+            "FluxGuidance. Also networks with a second time: AnyFlow, TwinFlow, MeanFlow.",
             search_aliases=STUDENT,
             inputs=[
                 io.Combo.Input(
                     "student",
-                    options=list(dict.fromkeys([*files, *library.students_among(_student_folders())])),
-                    tooltip="A .safetensors file, or a UNet folder in diffusers layout.",
+                    options=list(
+                        dict.fromkeys([*files, *library.students_among(_student_folders()), *_two_times()])
+                    ),
+                    tooltip="A .safetensors file, or the folder of a UNet or of a transformer with two times "
+                    "(AnyFlow, TwinFlow) in diffusers layout.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

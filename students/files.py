@@ -109,6 +109,16 @@ def read_weights(paths: Iterable[Path], mapped: bool = True) -> tuple[Weights, d
     return weights, metadata
 
 
+def names_in(path: Path) -> list[str]:
+    """Of the tensors of a file, none of which is read. Raises as :func:`read_weights`."""
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise DamagedFile(f"{path}: the file is truncated or damaged ({error}).") from error
+
+
 def check_header(path: Path) -> None:
     """Refuse what is missing, a pickle, or no safetensors file, before anything reads it."""
     try:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import MissingFile, OutsideModelsFolder, StudentError
-from .files import Config, read_json
+from .files import Config, names_in, read_json, weight_files
+from .second_time import second_time
 
 EMBEDDED = "tiny"
 
@@ -79,6 +80,25 @@ def lone_unets(roots: list[Path]) -> Mapping[str, Path]:
         for folder in folders_with(root, "config.json")
         if unet_config(folder)
     }
+
+
+def second_time_folders(roots: list[Path]) -> Mapping[str, Path]:
+    """Folders with a transformer of two times, by the names of its tensors: NAME for NAME/transformer."""
+    found: dict[str, Path] = {}
+    for root in roots:
+        for folder in folders_with(root, "config.json"):
+            named = folder.parent if folder.name == "transformer" and folder.parent != root else folder
+            if second_time(tensor_names(folder)) is not None:
+                found.setdefault(named.relative_to(root).as_posix(), folder)
+    return found
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """Of a folder's weights, by the headers of its files; none where they cannot be read."""
+    try:
+        return [name for path in weight_files(folder) for name in names_in(path)]
+    except StudentError:
+        return []
 
 
 def students_among(folders: Mapping[str, Path]) -> list[str]:

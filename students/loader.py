@@ -17,16 +17,17 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.model_base import SDXL, BaseModel, ModelType
-from comfy.patcher_extension import WrappersMP
 
 from . import files
 from .adapter import needs_teacher
+from .core_families import load_core_family, load_second_time, with_second_time
 from .errors import ConfigMismatch, NeedsTeacher, UnsupportedModel
 from .files import Checkpoint, Config, Weights
 from .guidance import Applied, family_elsewhere, guidance_input
 from .layout import GUIDANCE_KEY, UNet, read_unet
 from .networks import GuidedModel, GuidedSDXL
 from .schedule import Schedule, schedule_of
+from .second_time import second_time
 
 WEIGHT_DTYPES: Mapping[str, torch.dtype | None] = {
     "default": None,
@@ -69,48 +70,25 @@ def _load(source: Source, disable_dynamic: bool, needs_guidance: bool) -> comfy.
             "well: connect it to the input teacher of Load Guided Student."
         )
     dtype, elsewhere = WEIGHT_DTYPES[source.weight_dtype], family_elsewhere(found.weights)
-    if elsewhere is not None:
-        if elsewhere.applied is Applied.NOWHERE:
-            raise UnsupportedModel(
-                f"{source.name}: {elsewhere.name} is not supported by your ComfyUI, which has no such "
-                "network. Expected a UNet student (LCM, cfg-distill), Flux or HunyuanVideo/Image."
-            )
-        return load_core_family(source, dtype, disable_dynamic)
+    if elsewhere is not None and elsewhere.applied is Applied.NOWHERE:
+        raise UnsupportedModel(
+            f"{source.name}: {elsewhere.name} is not supported by your ComfyUI, which has no such "
+            "network. Expected a UNet student (LCM, cfg-distill), Flux or HunyuanVideo/Image."
+        )
+    second = second_time(found.weights)
+    recipe = (load_student if needs_guidance else load_unet, (source,))
+    if second is not None and second.made:
+        patcher = load_second_time(found, second, source.name, dtype, disable_dynamic)
+        patcher.cached_patcher_init = recipe
+        return patcher
+    if elsewhere is not None or second is not None:
+        patcher = load_core_family(source.path, source.name, dtype, disable_dynamic)
+        return patcher if second is None else with_second_time(patcher, second, source.name)
     unet = read_unet(found.weights, found.config, source.name, needs_guidance)
     model_config, weights = describe(unet, found, source.name)
     patcher = build(model_config, weights, dtype, disable_dynamic)
-    patcher.cached_patcher_init = (load_student if needs_guidance else load_unet, (source,))
+    patcher.cached_patcher_init = recipe
     return patcher
-
-
-def load_core_family(
-    source: Source, dtype: torch.dtype | None, disable_dynamic: bool
-) -> comfy.model_patcher.ModelPatcher:
-    """Flux, HunyuanVideo, HunyuanImage: core's loader and core's guidance, which gains one g a row."""
-    if source.path.is_dir():
-        raise UnsupportedModel(
-            f"{source.name}: a diffusers folder of a transformer. Expected one .safetensors file of it, "
-            "under models/diffusion_models."
-        )
-    patcher = comfy.sd.load_diffusion_model(
-        str(source.path),
-        model_options={} if dtype is None else {"dtype": dtype},
-        disable_dynamic=disable_dynamic,
-    )
-    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dizzydiff_guidance_rows", guidance_of_rows)
-    return patcher
-
-
-def guidance_of_rows(
-    executor: Any, x: torch.Tensor, *args: Any, guidance: torch.Tensor | None = None, **kwargs: Any
-) -> torch.Tensor:
-    """Core turns a list of N scales into [B, N]: row i is to have scale i mod N."""
-    if guidance is None:
-        return executor(x, *args, **kwargs)
-    if guidance.ndim == 2:
-        row = torch.arange(guidance.shape[0], device=guidance.device)
-        guidance = guidance[row, row % guidance.shape[1]]
-    return executor(x, *args, guidance=guidance, **kwargs)
 
 
 def describe(unet: UNet, found: Checkpoint, name: str) -> tuple[Any, Weights]:

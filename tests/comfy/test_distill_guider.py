@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dizzydiff import nodes
-from dizzydiff.nodes.distill import DistillGuidance, remarks
+from dizzydiff.nodes.distill import DistillGuidance
+from dizzydiff.nodes.distill_guider import remarks
 from dizzydiff.students.distill import objective, run
 from dizzydiff.students.distill.errors import (
     OtherGuiderModel,

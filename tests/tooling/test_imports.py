@@ -44,6 +44,7 @@ MEET_COMFYUI = {
     "stability.scheduler",
     "stability.subject",
     "students.bypass",
+    "students.core_families",
     "students.distill.failures",
     "students.distill.guider",
     "students.distill.guider_visits",
