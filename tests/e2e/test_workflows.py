@@ -73,7 +73,7 @@ def comfy_run(server: Server, workflow: Path, home: Path) -> None:
         str(workflow),
         "--wait",
     ]
-    command += ["--host", "127.0.0.1", "--port", str(server.port), "--timeout", "120", "--json"]
+    command += ["--host", "127.0.0.1", "--port", str(server.port), "--timeout", "280", "--json"]
     printed(command, home, private)
 
 
