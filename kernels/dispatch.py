@@ -73,7 +73,7 @@ class Dispatcher:
             self._workbench.later(
                 lambda: self._tried(operation, place, copies, coefficients), lambda: self._last_call
             )
-        except BaseException as error:
+        except BaseException as error:  # an interruption too must not leave the place taken
             self._trying.release()
             if not isinstance(error, Exception):
                 raise

@@ -240,7 +240,7 @@ class Show:
             yield
         except Diverged:  # and would again, with the same settings
             raise
-        except BaseException:
+        except BaseException:  # an interruption by the user is one
             if self.running is not None and (sentence := described(self.running)) is not None:
                 both(inform, show_at_node)(sentence)
             raise
