@@ -23,9 +23,10 @@ from dizzydiff.nodes.students import LoadPipeline
 from dizzydiff.students.loader import Source, load_unet
 from dizzydiff.students.student_model import takes_guidance
 from dizzydiff.tiny import data, scene, train
+from dizzydiff.tiny.evaluate import accuracy
 from dizzydiff.tiny.evaluate import test_captions as captions_of
 from dizzydiff.tiny.flow import autoencoder, codec, export, network, pipeline, student
-from dizzydiff.tiny.flow.evaluate import Judge, guided_velocity, simple_sigmas
+from dizzydiff.tiny.flow.evaluate import Judge, guided_velocity, noise_of, simple_sigmas
 from dizzydiff.tiny.flow.forward import Text, velocity
 from dizzydiff.tiny.flow.train import Pictures, flow_matching_loss
 
@@ -275,7 +276,7 @@ def test_the_student_that_is_shipped_gives_in_one_pass_what_cfg_gives_its_teache
     assert errors[0] < 0.5 * errors[1], errors
 
 
-def test_the_student_of_the_recipe_is_written_in_half_precision_and_judged_in_comfyui(
+def test_the_student_of_the_recipe_is_written_in_half_precision(
     embedded: Path, root: Path, tmp_path: Path
 ) -> None:
     shutil.copyfile(root / "tiny" / "flow" / pipeline.MODEL, embedded / "flow" / pipeline.MODEL)
@@ -285,5 +286,12 @@ def test_the_student_of_the_recipe_is_written_in_half_precision_and_judged_in_co
     )
     assert len(losses) == len(told) == 2
     assert {each.dtype for each in load_file(embedded / "flow" / pipeline.STUDENT).values()} == {torch.half}
-    judged = student.Judge(pipeline.load(embedded, [], student=True))
-    assert 0 <= judged.score(captions_of(1, 2, (1,)), 2.0, seed=0) <= 100
+    assert takes_guidance(pipeline.load(embedded, [], student=True).model)
+
+
+def test_the_recipes_judge_reads_what_the_shipped_student_draws_of_each_caption(root: Path) -> None:
+    judged, asked = student.Judge(pipeline.load(root / "tiny", [], student=True)), captions_of(1, 12, (1,))
+    right = judged.score(asked, 2.0, seed=0)
+    assert right >= 40, "71 of 100 captions of one object are shown by its teacher"
+    drawn = judged.draw(asked, 2.0, noise_of(0, range(12)))
+    assert accuracy([*asked[1:], asked[0]], drawn) < right, "each picture shows its own caption"

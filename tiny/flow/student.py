@@ -69,15 +69,16 @@ class Judge:
         """CONDITIONING."""
         return self.loaded.clip.encode_from_tokens_scheduled(self.loaded.clip.tokenize(text))
 
-    @torch.inference_mode()
     def score(self, asked: Sequence[scene.Caption], g: float, seed: int) -> float:
         """Percent of the pictures, one pass a step, that show their caption at guidance ``g``."""
         images: list[Image.Image] = []
         for start in range(0, len(asked), BATCH):
-            images += self._draw(asked[start : start + BATCH], g, noise_of(seed, range(start, start + BATCH)))
+            images += self.draw(asked[start : start + BATCH], g, noise_of(seed, range(start, start + BATCH)))
         return round(evaluate.accuracy(asked, images), 1)
 
-    def _draw(self, asked: Sequence[scene.Caption], g: float, noise: torch.Tensor) -> list[Image.Image]:
+    @torch.inference_mode()
+    def draw(self, asked: Sequence[scene.Caption], g: float, noise: torch.Tensor) -> list[Image.Image]:
+        """A picture a caption. noise: [n, 16, 12, 12], at least a row a caption."""
         model, noise = self.loaded.model, noise[: len(asked)]
         encoded = [self.encode(str(caption))[0] for caption in asked]
         context = torch.cat([each[0] for each in encoded])
