@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._mixture import DiagonalMixture
+from ._mixture import DiagonalMixture, Dressed, GuidedMixture, flow, variance_exploding
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a small red circle left of a blue square on white"
@@ -48,6 +48,21 @@ def subjects(teacher: bool, batch: bool = True) -> Iterator[Subject]:
     yield embedded("tiny", 1.0, batch=batch)
 
 
+def smooth(cfg: float, of_flow: bool = False, batch: bool = True) -> Subject:
+    """A mixture like pictures in 1,024 dimensions (``GuidedMixture``), as an eps or as a flow model."""
+    import comfy.model_sampling
+
+    class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    of, levels = (flow(), FlowSampling()) if of_flow else (variance_exploding(), sampling())
+    return mixture(smooth_name(cfg, of_flow), GuidedMixture(2, cfg, of, levels), batch)
+
+
+def smooth_name(cfg: float, of_flow: bool) -> str:
+    return f"mixture of pictures, {'flow' if of_flow else 'eps'}, CFG {cfg:g}"
+
+
 def sampling() -> Any:
     """SD's sigmas, for the mixtures."""
     import comfy.model_sampling
@@ -58,7 +73,7 @@ def sampling() -> Any:
     return Sampling()
 
 
-def mixture(name: str, model: DiagonalMixture, batch: bool = True) -> Subject:
+def mixture(name: str, model: Dressed, batch: bool = True) -> Subject:
     """A mixture inside ComfyUI's own sampler call, with the guider's part played by the mixture."""
     import comfy.samplers
 
@@ -84,7 +99,7 @@ def mixture(name: str, model: DiagonalMixture, batch: bool = True) -> Subject:
 
     def sample(sampler: Any, sigmas: Tensor, seeds: list[int]) -> Tensor:
         noise = torch.stack(
-            [torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            [torch.randn(model.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
         extra = {"model_options": {"dizzydiff_devices": {"width": 0, "batch": batch}}, "seed": seeds[0]}
         guider = Guider()

@@ -147,20 +147,66 @@ class IsotropicMixture:
         return equidistribute(t, self.bound(t), n)
 
 
-class DiagonalMixture:
+class Dressed:
+    """What ComfyUI's sampler functions take for a model: its noise levels, and the shape [C, H, W] of a
+    latent.
+    """
+
+    def __init__(self, sampling: Any, shape: tuple[int, int, int]) -> None:
+        patcher = SimpleNamespace(get_model_object=lambda name: sampling, model=self)
+        self.shape = shape
+        self.inner_model = SimpleNamespace(
+            model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling)
+        )
+
+
+class GuidedMixture(Dressed):
+    """D = D_u + cfg (D_c - D_u) of pictures [4, 16, 16]: 256 modes of width 0.1 on two scales, 16 fine ones
+    about each of 16 coarse ones, all with the 1/f spectrum of pictures. Every fourth coarse one is the
+    condition's.
+    """
+
+    def __init__(self, seed: int, cfg: float, process: Process, sampling: Any) -> None:
+        super().__init__(sampling, (4, 16, 16))
+        generator = torch.Generator().manual_seed(seed)
+        coarse, fine = (one_over_f((16, n, *self.shape), generator) for n in (1, 16))
+        means, self.cfg = (coarse + 0.4 * fine).flatten(2), cfg
+        means = means / means.std()
+        self.uncond, self.cond = (
+            IsotropicMixture(torch.full([len(mu)], 1 / len(mu)), mu, 0.1, process)
+            for mu in (means.flatten(0, 1), means[::4].flatten(0, 1))
+        )
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        t = sigma[:, None]
+        cond = self.cond.denoised(x.flatten(1), t)
+        if self.cfg == 1:
+            return cond.view_as(x)
+        uncond = self.uncond.denoised(x.flatten(1), t)
+        return (uncond + self.cfg * (cond - uncond)).view_as(x)
+
+
+def one_over_f(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Fields of white noise whose amplitudes fall as 1 / frequency, of standard deviation 1."""
+    waves = torch.fft.rfft2(torch.randn(shape, generator=generator))
+    frequency = torch.hypot(
+        torch.fft.fftfreq(shape[-2])[:, None] * shape[-2], torch.fft.rfftfreq(shape[-1]) * shape[-1]
+    )
+    field = torch.fft.irfft2(waves / frequency.clamp(min=1), s=shape[-2:])
+    return field / field.std()
+
+
+class DiagonalMixture(Dressed):
     """D(x, sigma) = E[x0 | x], sigma = b, a = 1, of axis-aligned Gaussians about random means in 64
-    dimensions ([B, 4, 4, 4]), dressed so that ComfyUI's sampler functions take it for a model.
+    dimensions ([B, 4, 4, 4]).
     """
 
     def __init__(self, seed: int, centres: int, width: float, sampling: Any) -> None:
+        super().__init__(sampling, (4, 4, 4))
         generator = torch.Generator().manual_seed(seed)
         self.mu = torch.randn(centres, 64, generator=generator)
         self.weights = 0.3 + torch.rand(centres, generator=generator)
         self.variance = (width * (0.5 + torch.rand(centres, 64, generator=generator))) ** 2
-        patcher = SimpleNamespace(get_model_object=lambda name: sampling, model=self)
-        self.inner_model = SimpleNamespace(
-            model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling)
-        )
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         total = self.variance + sigma[:, None, None] ** 2

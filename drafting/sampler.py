@@ -163,8 +163,8 @@ class DraftRefine(comfy.samplers.KSAMPLER):
         return result, report
 
     def _skippable(self, backend: Backend, found: Trace) -> frozenset[int]:
-        """Calls that may be interpolated where a round evaluates one state. Raises :class:`Undraftable` where
-        all do, and nothing would be gained.
+        """Calls that may be interpolated. Raises :class:`Undraftable` where there are none and a round
+        evaluates one state, so that nothing would be gained.
         """
         sigmas = [call.sigma for call in found.calls]
         between = [n for n in range(len(sigmas)) if in_between(found.calls, n)]

@@ -208,8 +208,7 @@ class SpeculativeModel:
     def _position(self, n: int, x: Tensor) -> Position:
         self._late = {m: each for m, each in self._late.items() if m >= n}
         due = {m: state.x for m, state in self.evaluate.due().items() if m > n}
-        skips, alone = self._report.skips, 1 in (self._how.policy.k, self.evaluate.capacity)
-        return Position(n, x, self._known, self._dropped, skips, late=self._late, due=due, alone=alone)
+        return Position(n, x, self._known, self._dropped, self._report.skips, late=self._late, due=due)
 
     def _take(self, window: Window, evaluated: Sequence[int], predictions: Sequence[Tensor]) -> None:
         """Take what a round made, with the far drafts that came with it, and report it."""

@@ -88,7 +88,7 @@ class RoundStatistics:
         if m not in self.missed:
             return 0.0
         of_draft = self.of_draft[m] * self._carrying_error(m + 1, piece)
-        return self._rms(self.missed[m], piece) / self.space.sigma_data + of_draft
+        return self.margin(m) * self._rms(self.missed[m], piece) / self.space.sigma_data + of_draft
 
     @property
     def third_rms(self) -> float:
@@ -125,11 +125,13 @@ class RoundStatistics:
         In the direction of its pair as far as the secant missed; across it as far as the last dropped draft
         was off; of flow models by a margin more.
         """
-        return self._lipschitz(m, piece) * self._margin(self.calls[m].sigma)
+        return self._lipschitz(m, piece) * self.margin(m)
 
-    def _margin(self, sigma: float) -> float:
+    def margin(self, m: int) -> float:
+        """How much further off than is found here the m-th prediction is taken to be."""
         if self.space.alpha is not alpha_flow:
             return 1.0
+        sigma = self.calls[m].sigma
         return FLOW_MARGIN_IN_NOISE if sigma > FLOW_NOISE * alpha_flow(sigma) else FLOW_MARGIN
 
     def _lipschitz(self, m: int, piece: int) -> float:

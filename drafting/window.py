@@ -35,8 +35,8 @@ from .space import Space
 from .statistics import Pair, RoundStatistics, secant_error
 
 DOUBT, MOST_LOST = 2.0, 3
-"""A skip that fails costs a call. Where two more failed than held, the next must be so much surer; where so
-many did, there is no next.
+"""A skip that fails costs a round: of k states, so that it must be k times as sure. Where two more failed than
+held, the next must be so much surer besides; where so many did, there is no next.
 """
 
 
@@ -62,7 +62,7 @@ class Position:
     known: predictions on which states to come may depend, by call; dropped: evaluations at drafts that were
     too far off; skips: of calls so far, that held, less those that did not and cost a call each; late:
     evaluations at far drafts, of earlier rounds, from the n-th call on; due: such drafts whose predictions
-    come with this round; alone: whether a round evaluates one state, so that calls may be skipped.
+    come with this round.
     """
 
     n: int
@@ -72,7 +72,6 @@ class Position:
     skips: int = 0
     late: dict[int, Evaluation] = field(default_factory=dict)
     due: dict[int, Tensor] = field(default_factory=dict)
-    alone: bool = False
 
 
 class Window:
@@ -80,7 +79,6 @@ class Window:
 
     def __init__(self, how: Drafting, trace: Trace, noises: NoiseTape, position: Position) -> None:
         self._how, self._calls, self._noises, self._n = how, trace.calls, noises, position.n
-        self._skippable = how.skippable if position.alone else frozenset[int]()
         lost = -position.skips
         self._doubt = math.inf if lost >= MOST_LOST else DOUBT if lost == MOST_LOST - 1 else 1.0
         rows, whole = position.x.shape[0], position.x.numel()
@@ -119,7 +117,7 @@ class Window:
         if not self.can_draft:
             return [self._n]
         self._cover(statistics)
-        skips = drafting and self._can_skip(statistics)
+        skips = drafting and self._can_skip(statistics, width)
         first = self._n + 1 if skips else self._n
         return self.free(first, width)
 
@@ -130,11 +128,11 @@ class Window:
         calls = range(first, len(self._calls))
         return [m for m in calls if m not in self._covered and m not in taken][:count]
 
-    def _can_skip(self, statistics: RoundStatistics) -> bool:
+    def _can_skip(self, statistics: RoundStatistics, width: int) -> bool:
         """Whether skipping the n-th call is expected to be within the tolerance. Never after a drop."""
         how, n, calls = self._how, self._n, self._calls
         if (
-            n not in self._skippable
+            n not in how.skippable
             or n in self._late
             or n + 1 in self._far
             or self._dropped
@@ -144,7 +142,8 @@ class Window:
         times = [math.sqrt(each.sigma) for each in self._history]
         missed, distance = expected_deviation(how.space, calls, n, times, statistics.third_rms)
         lipschitz = max(statistics.lipschitz(n, piece) for piece in statistics.pieces)
-        return how.policy.accepts(self._doubt * max(missed, lipschitz * distance))
+        expected = max(statistics.margin(n) * missed, lipschitz * distance)
+        return how.policy.accepts(width * self._doubt * expected)
 
     def far(self, evaluated: Sequence[int], ahead: Sequence[int], begun: Collection[int]) -> list[int]:
         """Calls for far drafts, one for each distance ``ahead`` of the n-th that is within the run; none
@@ -274,7 +273,7 @@ class Window:
     def _third_difference(self) -> Prediction:
         """F[t0, t1, t2, t3] of the newest evaluations; () where no call is skipped, or there are too few."""
         nodes = newest_per_sigma([*self._history, *self._seen.values()], self._rising)[-NODES:]
-        known = self._skippable and len(nodes) == NODES
+        known = self._how.skippable and len(nodes) == NODES
         return divided_difference(self._how.space, nodes) if known else ()
 
     def _predict(self, m: int, x: Combination, statistics: RoundStatistics) -> Prediction:

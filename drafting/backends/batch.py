@@ -17,7 +17,7 @@ from ..errors import Undraftable
 from ..speculation import State
 from .base import Backend, Request
 from .compare import compute_dtype, disagreement, rtol
-from .graph import active_conditions, foreign
+from .graph import active_conditions, foreign, same_conditions
 
 DEFAULT_WIDTH = 4
 CHECKS = 3
@@ -58,6 +58,9 @@ class Batch(Backend):
     @classmethod
     def make(cls, request: Request) -> Batch:
         return cls(request, request.states_a_round or DEFAULT_WIDTH)
+
+    def may_skip(self, before: float, sigma: float, behind: float) -> bool:
+        return same_conditions(self.request.model, (before, sigma, behind))
 
     def __str__(self) -> str:
         return f"one device in batches of up to {self.width}"

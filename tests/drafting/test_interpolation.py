@@ -79,13 +79,13 @@ def test_what_is_expected_is_what_a_cubic_misses() -> None:
     assert distance == pytest.approx(0.25 * D_of_F * (1.5 * 1.0 * 0.5) / math.sqrt(2))
 
 
-def alone(model: Mixture, sigmas: Tensor, tolerance: float) -> Drafting:
-    """How one device drafts with Euler: the calls of the trace are those of ``drafted``."""
+def skipping(model: Mixture, sigmas: Tensor, tolerance: float, k: int = 1) -> Drafting:
+    """How k devices draft with Euler: the calls of the trace are those of ``drafted``."""
     x = start(sigmas, dimension=model.mu.shape[1])
     calls = drafted(euler, model, sigmas, x, paper())[1].calls
     drafts = DRAFTS["extrapolated"](False)
     skippable = frozenset(n for n in range(len(calls)) if in_between(calls, n))
-    policy = Policy("verified", 1, tolerance)
+    policy = Policy("verified", k, tolerance)
     return Drafting(policy, drafts, SPACE, skippable=skippable)
 
 
@@ -97,10 +97,21 @@ def paper() -> Drafting:
 def test_one_device_makes_fewer_calls_and_stays_within_the_tolerance(steps: int, calls: int) -> None:
     model, sigmas = Mixture(64, 8, 0.15), karras(steps)
     x = start(sigmas, 4, 64)
-    result, speculative = drafted(euler, model, sigmas, x, alone(model, sigmas, 0.01))
+    result, speculative = drafted(euler, model, sigmas, x, skipping(model, sigmas, 0.01))
     report = speculative.report
     assert report.evaluations == len(report.rounds) <= calls
     assert report.evaluations + report.interpolations == steps + report.rejections
+    assert deviation(result, plainly(euler, model, sigmas, x)) < 0.01
+
+
+@pytest.mark.parametrize(("k", "steps", "rounds"), [(2, 28, 13), (2, 50, 20), (4, 50, 13)])
+def test_several_devices_take_fewer_rounds_than_any_drafts_that_are_all_evaluated(
+    k: int, steps: int, rounds: int
+) -> None:
+    model, sigmas = Mixture(64, 8, 0.15), karras(steps)
+    x = start(sigmas, 4, 64)
+    result, speculative = drafted(euler, model, sigmas, x, skipping(model, sigmas, 0.01, k))
+    assert len(speculative.report.rounds) <= rounds < 1 + (steps - 1) / k
     assert deviation(result, plainly(euler, model, sigmas, x)) < 0.01
 
 
@@ -127,7 +138,7 @@ def test_skipping_costs_three_calls_at_most_where_it_never_holds(
 @given(st.floats(1e-5, 1e-1), st.integers(6, 30))
 def test_no_call_that_is_left_out_is_off_by_more_than_the_tolerance(tolerance: float, steps: int) -> None:
     model, sigmas = Mixture(), karras(steps)
-    report = drafted(euler, model, sigmas, start(sigmas), alone(model, sigmas, tolerance))[1].report
+    report = drafted(euler, model, sigmas, start(sigmas), skipping(model, sigmas, tolerance))[1].report
     assert report.largest_deviation < 1.05 * tolerance
     assert report.evaluations <= steps + report.rejections
 
@@ -143,14 +154,14 @@ class Switching(Mixture):
 def test_a_model_that_switches_on_the_way_is_evaluated_on_both_sides() -> None:
     model, sigmas = Switching(), karras(40)
     x = start(sigmas)
-    result, speculative = drafted(euler, model, sigmas, x, alone(model, sigmas, 0.01))
+    result, speculative = drafted(euler, model, sigmas, x, skipping(model, sigmas, 0.01))
     assert speculative.report.interpolations > 5
     assert deviation(result, plainly(euler, model, sigmas, x)) < 0.02
 
 
 def test_nothing_is_left_out_while_the_device_says_no() -> None:
     model, sigmas = Mixture(), karras(20)
-    x, how = start(sigmas), alone(model, sigmas, 0.1)
+    x, how = start(sigmas), skipping(model, sigmas, 0.1)
     result, speculative = drafted(SAMPLERS["euler"], model, sigmas, x, how, drafting=False)
     assert speculative.report.evaluations == 20
     assert torch.equal(result, plainly(euler, model, sigmas, x))
