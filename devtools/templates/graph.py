@@ -154,7 +154,7 @@ class _Graph:
                 "flags": {},
                 "order": len(self.nodes),
                 "mode": 0,
-                "title": "About this workflow",
+                "title": "About this workflow · 关于此工作流",
                 "inputs": [],
                 "outputs": [],
                 "properties": {},
