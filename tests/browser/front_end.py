@@ -74,6 +74,11 @@ class FrontEnd:
         self.page.wait_for_function("app.graph.nodes.length > 0")
         self.settle()
 
+    def load(self, graph: dict[str, Any]) -> None:
+        """Show a graph in the editor's format."""
+        self.page.evaluate("graph => app.loadGraphData(graph)", graph)
+        self.settle()
+
     def templates(self) -> None:
         """Open the template browser on the pack's own."""
         self.page.get_by_role("button", name="Templates").first.click()
