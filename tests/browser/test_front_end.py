@@ -279,7 +279,7 @@ def test_app_mode_asks_for_the_prompt_and_runs_the_graph(front_end: FrontEnd, co
         expect(widgets.get_by_text("tolerance")).to_be_visible()
         widgets.get_by_role("textbox").first.fill("a red circle on white")
         with page.expect_response(re.compile("/prompt$")) as answer:
-            page.get_by_test_id("linear-run-button").click()
+            page.get_by_role("button", name="Run", exact=True).last.click()
         ran = comfy_server.finished(answer.value.json()["prompt_id"])
     finally:
         page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
