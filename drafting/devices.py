@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +23,26 @@ or None in a worker itself.
 REPLICAS, REPLICA_OPTIONS = "multigpu", "multigpu_options"
 """Core's key of a MODEL's additional models, and that of their options."""
 
+WORDS = ("auto", "batch")
+"""What Draft Devices takes beside names of devices."""
+MOST_COMBINED = 4
+"""Devices up to which every choice of them is offered; of more, the first so many."""
 EXPECTED = 'Expected "auto", "batch", or names such as "cuda:0, cuda:1".'
 ONE_DEVICE = (
     "Up to every second model call is skipped where that stays within the tolerance. With devices set to "
     "batch, several states are evaluated at a time."
 )
+
+
+def choices() -> list[str]:
+    """What a user picks from: the words, and lists of the devices that ComfyUI uses here, longest first."""
+    places = [str(place) for place in comfy.model_management.get_all_torch_devices()]
+    counts = range(len(places), 1, -1)
+    if len(places) <= MOST_COMBINED:
+        lists = [chosen for count in counts for chosen in itertools.combinations(places, count)]
+    else:
+        lists = [tuple(places[:count]) for count in counts]
+    return [*WORDS, *map(", ".join, lists)]
 
 
 def spread(model: Any, devices: str, width: int, say: Say = inform) -> Any:

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..common.messages import both, inform, warn
 from ..common.pictures import image_of, picture_of_text
 from ..drafting import timeline
-from ..drafting.devices import parse_devices, spread
+from ..drafting.devices import WORDS, choices, parse_devices, spread
 from ..drafting.errors import BadDevices
 from ..drafting.policies import Mode
 from ..drafting.predictors import DRAFTS, DraftsName
@@ -49,12 +49,13 @@ class DraftDevices(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="The model, with its LoRAs and patches: each device gets a copy of it."
                 ),
-                io.String.Input(
+                io.Combo.Input(
                     "devices",
+                    options=choices(),
                     default="auto",
                     tooltip="auto: all GPUs; with a single one, up to every second model call is skipped. "
                     "batch: several states at a time on one device, where nothing in the graph stands "
-                    "against it. Or a list such as: cuda:0, cuda:1",
+                    "against it. Or the devices of this machine to use.",
                 ),
                 drafting_inputs.predictions_per_round(
                     "Evaluated at the same time, at most. 0: what makes the picture end soonest, one each on "
@@ -71,8 +72,9 @@ class DraftDevices(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, devices: str | None = "auto", width: int | None = 0) -> bool | str:
+        # Any list of devices is right, not only those offered.
         try:
-            if devices is not None and devices.strip().lower() not in ("auto", "batch"):
+            if devices is not None and devices.strip().lower() not in WORDS:
                 parse_devices(devices)
         except BadDevices as error:
             return str(error)

@@ -9,11 +9,11 @@ from .graph import Column, Info, Node, Output, assemble
 from .presets import Model, Preset
 
 LOAD, PROMPT, SAMPLER, SAMPLE, OUTPUT = (
-    "Load",
-    "Prompt and size",
-    "Sampler",
-    "Sample",
-    "Pictures",
+    "Load · 加载",
+    "Prompt and size · 提示词和尺寸",
+    "Sampler · 采样器",
+    "Sample · 采样",
+    "Pictures · 图像",
 )
 FEW_STEPS = 10
 """Fewer leave little to draft."""
@@ -99,14 +99,21 @@ def _encoders(preset: Preset) -> tuple[list[Node], Output, Output]:
 
 def _prompt(preset: Preset, clip: Output, vae: Output) -> tuple[Column, Output, Output]:
     """Prompts and the empty latent; the outputs of positive and negative."""
-    nodes = [Node("prompt", "CLIPTextEncode", {"clip": clip, "text": preset.prompt}, "Prompt")]
+    nodes = [Node("prompt", "CLIPTextEncode", {"clip": clip, "text": preset.prompt}, "Prompt · 提示词")]
     positive: Output = ("prompt", 0)
     if preset.negative is None:
         nodes.append(
-            Node("negative", "ConditioningZeroOut", {"conditioning": positive}, "Negative (unused at CFG 1)")
+            Node(
+                "negative",
+                "ConditioningZeroOut",
+                {"conditioning": positive},
+                "Negative (unused at CFG 1) · 负面",
+            )
         )
     else:
-        nodes.append(Node("negative", "CLIPTextEncode", {"clip": clip, "text": preset.negative}, "Negative"))
+        nodes.append(
+            Node("negative", "CLIPTextEncode", {"clip": clip, "text": preset.negative}, "Negative · 负面")
+        )
     if preset.guidance is not None:
         given = {"conditioning": positive, "guidance": preset.guidance}
         nodes.append(Node("guidance", "FluxGuidance", given))
@@ -152,7 +159,7 @@ def _sampled(preset: Preset) -> list[Column]:
     return [
         Column(LOAD, 380, [*loaders, *encoders]),
         prompt,
-        Column("Draft and refine", 420, [sampler]),
+        Column("Draft and refine · 草稿与精修", 420, [sampler]),
         _output(preset, ("sample", 0), vae),
     ]
 
@@ -230,8 +237,8 @@ def _two_models(preset: Preset) -> list[Column]:
             SAMPLE,
             320,
             [
-                Node("sample", "SamplerCustom", first, "High noise"),
-                Node("low", "SamplerCustom", then, "Low noise"),
+                Node("sample", "SamplerCustom", first, "High noise · 高噪声"),
+                Node("low", "SamplerCustom", then, "Low noise · 低噪声"),
             ],
         ),
         _output(preset, ("low", 0), vae),
@@ -253,12 +260,12 @@ def _with_sound(preset: Preset) -> list[Column]:
     latent = ("both", 0)
     sampling = [
         Node("conditioning", "LTXVConditioning", rate),
-        Node("both", "LTXVConcatAVLatent", both, "Video and sound"),
+        Node("both", "LTXVConcatAVLatent", both, "Video and sound · 视频和声音"),
         Node("sigmas", preset.scheduler, {"steps": preset.steps, "latent": latent}),
         *_drafting(preset),
     ]
     sampled = _advanced(preset, model, ("conditioning", 0), ("conditioning", 1), latent)
-    sampled.append(Node("parts", "LTXVSeparateAVLatent", {"av_latent": ("sample", 0)}, "Apart"))
+    sampled.append(Node("parts", "LTXVSeparateAVLatent", {"av_latent": ("sample", 0)}, "Apart · 分开"))
     output = _output(preset, ("parts", 0), ("unet", 2))
     decode, video, save = output.nodes
     hear = Node("hear", "LTXVAudioVAEDecode", {"samples": ("parts", 1), "audio_vae": ("audio_vae", 0)})

@@ -14,14 +14,15 @@ Info = dict[str, Any]
 Output = tuple[str, int]
 """A node's key, and which of its outputs."""
 
-TOP, GAP, MARGIN, TITLE, ROW, WIDGET, PADDING, TEXT = 40, 60, 20, 80, 20, 24, 16, 100
+TOP, GAP, MARGIN, TITLE, ROW, WIDGET, PADDING, TEXT, BADGE = 40, 60, 20, 80, 20, 24, 16, 100, 24
 """Units of the canvas: where groups begin, between nodes, round them, above a group's first node; heights of
-a socket, a widget, a node's edge, and what a text field has more.
+a socket, a widget, a node's edge, what a text field has more, and the badge that Nodes 2.0 gives other packs'
+nodes.
 """
 PICTURE = {"SaveImage": 320, "SaveVideo": 320, "DizzyDiffDraftRefineKSampler": 260}
 """Room below nodes that show what they made."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3", "FLOAT,INT")
-COLOUR, LEAST_NOTE = "#3f789e", 300
+COLOUR, LEAST_NOTE = "#3f789e", 400
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class _Graph:
         sockets = {**told["input"].get("required", {}), **told["input"].get("optional", {})}
         widgets = {name: socket for name, socket in sockets.items() if _is_widget(socket)}
         rows = max(len(sockets) - len(widgets), len(told["output"]))
-        height = PADDING + ROW * rows + PICTURE.get(node.kind, 0)
+        height = PADDING + ROW * rows + PICTURE.get(node.kind, 0) + BADGE * _is_ours(node)
         values: list[Any] = []
         for name, socket in widgets.items():
             options = socket[1] if len(socket) > 1 else {}
@@ -99,7 +100,7 @@ class _Graph:
         told = self.info[node.kind]
         linked = {name: value for name, value in node.given.items() if isinstance(value, tuple)}
         models = [self.models[value] for value in values if value in self.models]
-        ours = node.kind.startswith("DizzyDiff")
+        ours = _is_ours(node)
         properties: dict[str, Any] = {
             "cnr_id": "dizzydiff" if ours else "comfy-core",
             "ver": "0.1.0" if ours else "0.30.0",
@@ -154,7 +155,7 @@ class _Graph:
                 "flags": {},
                 "order": len(self.nodes),
                 "mode": 0,
-                "title": "About this workflow",
+                "title": "About this workflow · 关于此工作流",
                 "inputs": [],
                 "outputs": [],
                 "properties": {},
@@ -183,6 +184,10 @@ class _Graph:
             "extra": {"ds": {"scale": 0.7, "offset": [120, 100]}},
             "version": 0.4,
         }
+
+
+def _is_ours(node: Node) -> bool:
+    return node.kind.startswith("DizzyDiff")
 
 
 def _is_widget(socket: list[Any]) -> bool:

@@ -53,6 +53,7 @@ class Replicas(Backend):
         self._places = list(self._clones)
         self._main = self._places[0]
         self._models = {place: _own_guider(request.model) for place in self._places}
+        self._tell_shapes()
         self._asked_width = width
         self._alone = foreign(request.model, request.options) is None
         self._plan: Allotment | None = None
@@ -235,6 +236,15 @@ class Replicas(Backend):
                     f"{name} evaluates nothing: a call takes {1 / speed:.2g} times as long there as on "
                     f"{self.fastest[0]}, and the picture would be done no sooner."
                 )
+
+    def _tell_shapes(self) -> None:
+        """Networks of packed latents (video with sound) read their shapes off themselves, where ComfyUI
+        writes them for the main device alone.
+        """
+        main = self._clones[self._main].model
+        if hasattr(main, "latent_shapes"):
+            for clone in self._clones.values():
+                clone.model.latent_shapes = main.latent_shapes
 
     def _share(self, place: torch.device, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
         """What one worker does: each thread has its own inference mode, its own options and its own

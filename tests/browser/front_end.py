@@ -74,6 +74,11 @@ class FrontEnd:
         self.page.wait_for_function("app.graph.nodes.length > 0")
         self.settle()
 
+    def load(self, graph: dict[str, Any]) -> None:
+        """Show a graph in the editor's format."""
+        self.page.evaluate("graph => app.loadGraphData(graph)", graph)
+        self.settle()
+
     def templates(self) -> None:
         """Open the template browser on the pack's own."""
         self.page.get_by_role("button", name="Templates").first.click()
@@ -118,10 +123,13 @@ class FrontEnd:
         return self.page.evaluate("app.canvas.ds.scale")
 
     def prompt(self) -> dict[str, Any]:
-        """What *Export (API)* gives."""
-        return json.loads(
+        """What *Export (API)* gives, without what newer front ends note of a node's pack."""
+        prompt = json.loads(
             self.page.evaluate("app.graphToPrompt().then(prompt => JSON.stringify(prompt.output))")
         )
+        for node in prompt.values():
+            node["_meta"] = {"title": node["_meta"]["title"]}
+        return prompt
 
     def select(self, kind: str) -> None:
         """Click the title of the graph's first node of a type."""

@@ -233,6 +233,64 @@ def test_devices_and_sampler_draft_inside_a_subgraph(front_end: FrontEnd, comfy_
 
 
 @pytest.fixture
+def nodes_2(front_end: FrontEnd) -> Iterator[FrontEnd]:
+    """The page with *Nodes 2.0*, which draws nodes as elements of the page, larger than the canvas does."""
+    switch = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+    front_end.page.evaluate(switch, True)
+    yield front_end
+    front_end.page.evaluate(switch, False)
+
+
+def test_every_workflow_is_tidy_in_nodes_2(nodes_2: FrontEnd) -> None:
+    for path in WORKFLOWS:
+        nodes_2.load(json.loads(path.read_text(encoding="utf-8")))
+        nodes, groups = nodes_2.nodes(), nodes_2.groups()
+        assert nodes_2.page.locator("[data-node-id]").count() == len(nodes), path.stem
+        pairs = itertools.combinations(nodes, 2)
+        assert not [(path.stem, a["title"], b["title"]) for a, b in pairs if overlap(a["box"], b["box"])]
+        assert not [
+            (path.stem, node["title"])
+            for node in nodes
+            if not any(inside(node["box"], group) for group in groups)
+        ]
+
+
+def test_nodes_2_shows_timeline_and_pictures_in_their_nodes(nodes_2: FrontEnd) -> None:
+    nodes_2.drop(workflow("draft_refine"))
+    nodes_2.run()
+    for kind in ("DizzyDiffDraftRefineKSampler", "SaveImage"):
+        (node,) = [node["id"] for node in nodes_2.nodes() if node["type"] == kind]
+        picture = nodes_2.page.locator(f'[data-node-id="{node}"] img').first
+        picture.wait_for(timeout=120_000)
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 96
+
+
+def test_app_mode_asks_for_the_prompt_and_runs_the_graph(front_end: FrontEnd, comfy_server: Server) -> None:
+    """A graph as the app builder saves it: which widgets are asked for, and which nodes are results."""
+    graph = json.loads(workflow("draft_refine").read_text(encoding="utf-8"))
+    ids = {node.get("title", node["type"]): node["id"] for node in graph["nodes"]}
+    prompt, sampler = ids["Prompt · 提示词"], ids["DizzyDiffDraftRefineKSampler"]
+    asked = {"inputs": [[prompt, "text"], [sampler, "tolerance"]], "outputs": [ids["SaveImage"]]}
+    graph["extra"] |= {"linearMode": True, "linearData": asked}
+    page = front_end.page
+    front_end.load(graph)
+    try:
+        widgets = page.get_by_test_id("linear-widgets")
+        expect(widgets.get_by_text("tolerance")).to_be_visible()
+        widgets.get_by_role("textbox").first.fill("a red circle on white")
+        with page.expect_response(re.compile("/prompt$")) as answer:
+            page.get_by_role("button", name="Run", exact=True).last.click()
+        ran = comfy_server.finished(answer.value.json()["prompt_id"])
+    finally:
+        page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        front_end.settle()
+    assert ran["status"]["status_str"] == "success"
+    assert ran["prompt"][2][str(prompt)]["inputs"]["text"] == "a red circle on white"
+    assert ran["outputs"][str(sampler)]["draft_refine"][0]["rounds"] < 28
+    assert len(ran["outputs"][str(ids["SaveImage"])]["images"]) == 4
+
+
+@pytest.fixture
 def chinese(
     front_end: FrontEnd, comfy_server: Server, root: Path, request: pytest.FixtureRequest
 ) -> Iterator[FrontEnd]:

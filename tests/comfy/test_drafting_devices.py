@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dizzydiff.drafting.devices import spread
+from dizzydiff.drafting.devices import choices, spread
 from dizzydiff.drafting.report import Report
 from dizzydiff.drafting.sampler import DraftRefine, Settings
+from dizzydiff.nodes.drafting import DraftDevices
 
 from .drafts import (
     BATCH,
@@ -43,6 +44,46 @@ def only_in_threads(act: Callable[[], Any]) -> Callable[..., Tensor]:
         return D if threading.current_thread() is threading.main_thread() else D * (act() or 1.0)
 
     return wrapper
+
+
+@pytest.mark.parametrize(
+    ("count", "offered"),
+    [
+        (1, []),
+        (2, ["cuda:0, cuda:1"]),
+        (3, ["cuda:0, cuda:1, cuda:2", "cuda:0, cuda:1", "cuda:0, cuda:2", "cuda:1, cuda:2"]),
+    ],
+)
+def test_the_node_offers_the_devices_that_are_there(
+    count: int, offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [torch.device("cuda", index) for index in range(count)]
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda: places)
+    (devices,) = [each for each in DraftDevices.define_schema().inputs if each.id == "devices"]
+    assert devices.options == ["auto", "batch", *offered]
+
+
+def test_many_devices_are_offered_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [torch.device("cuda", index) for index in range(8)]
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda: places)
+    _, _, most, *_, fewest = choices()
+    assert (most.count(":"), fewest) == (8, "cuda:0, cuda:1")
+
+
+def test_replicas_are_told_the_shapes_that_the_network_reads_off_itself(
+    teacher: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As newer ComfyUI does for video with sound, and tells the main device's network alone."""
+    monkeypatch.setattr(teacher.model, "latent_shapes", [(1, 2), (1, 3)], raising=False)
+
+    def wrapper(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
+        D = apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+        return D if hasattr(apply_model.__self__, "latent_shapes") else 2 * D
+
+    model = teacher.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    _, report = drafting(model, prompts, TWO)
+    assert widest(report) == 2
 
 
 @pytest.mark.parametrize("factor", [1.02, math.nan])

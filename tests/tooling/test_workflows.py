@@ -72,6 +72,12 @@ def test_a_note_explains_the_graph(graph: dict[str, Any]) -> None:
     assert english > 100 and chinese > 50, "in both languages"
 
 
+def test_titles_of_a_graph_are_in_both_languages(graph: dict[str, Any]) -> None:
+    """The editor translates the names of node types, and nothing that a workflow names itself."""
+    titles = [each["title"] for each in (*graph["groups"], *graph["nodes"]) if each.get("title")]
+    assert not [title for title in titles if not re.search("[A-Za-z].* · .*[一-鿿]", title)]
+
+
 def test_models_that_are_not_in_the_pack_come_with_their_download(graph: dict[str, Any]) -> None:
     for node in graph["nodes"]:
         names = [value for value in node["widgets_values"] if str(value).endswith(".safetensors")]
