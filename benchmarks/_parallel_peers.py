@@ -5,6 +5,7 @@ same table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,13 +68,13 @@ def parastep(drift: Drift, x: Tensor, sigmas: Tensor, k: int, warm_up: int = 5) 
 def parataa(
     drift: Drift, x: Tensor, sigmas: Tensor, k: int, tolerance: float, memory: int = 3, ridge: float = 1e-3
 ) -> tuple[Tensor, int]:
-    """ParaTAA (Tang et al. 2024): ParaDiGMS' iteration with triangular Anderson acceleration. With R_j what an
-    iteration adds to the state x_j,
+    """ParaTAA (Tang et al. 2024): ParaDiGMS' iteration with triangular Anderson acceleration. With R_j what
+    an iteration adds to the state x_j,
 
         x_j <- x_j + R_j - (DX_j + DR_j) gamma_j,    gamma_j = argmin sum_(i <= j) ||R_i - DR_i gamma||^2,
 
-    where DX and DR are the changes over the last iterations. A state has converged when its own step would move
-    it by at most tolerance sigma (RMS). Returns (result, rounds).
+    where DX and DR are the changes over the last iterations. A state has converged when its own step would
+    move it by at most tolerance sigma (RMS). Returns (result, rounds).
     """
     values, steps = sigmas.tolist(), len(sigmas) - 1
     begin, rounds = 0, 0
@@ -125,28 +126,28 @@ def srds(drift: Drift, x: Tensor, sigmas: Tensor, k: int, iterations: int) -> tu
     """
     values, steps = sigmas.tolist(), len(sigmas) - 1
     length = round(steps**0.5)
-    ends = [*range(0, steps, length), steps]
+    blocks = list(itertools.pairwise([*range(0, steps, length), steps]))
     clock, U = _Clock(k), [x]
 
     def evaluated(state: Tensor, j: int, after: int) -> tuple[Tensor, int]:
         return drift(state, values[j]), clock.round(after)
 
     known, G, ready = [], [], [0]
-    for i, j in zip(ends, ends[1:], strict=False):
+    for i, j in blocks:
         known.append(evaluated(U[-1], i, ready[-1]))
         G.append(U[-1] + (values[j] - values[i]) * known[-1][0])
         U.append(G[-1])
         ready.append(known[-1][1])
     for iteration in range(iterations):
         F, done = [], []
-        for i, j, u, (d, when) in zip(ends, ends[1:], U, known, strict=False):
+        for (i, j), u, (d, when) in zip(blocks, U, known, strict=False):
             for n in range(i, j):
                 if n > i:
                     d, when = evaluated(u, n, when)
                 u = u + (values[n + 1] - values[n]) * d
             F.append(u)
             done.append(when)
-        for b, (i, j) in enumerate(zip(ends, ends[1:], strict=False)):
+        for b, (i, j) in enumerate(blocks):
             if b <= iteration:
                 U[b + 1], ready[b + 1] = F[b], done[b]
                 continue

@@ -27,7 +27,7 @@ from torch import Tensor
 from ._draft_costs import overhead, prompt_accuracy, wall_clock
 from ._draft_subjects import ROOT, Subject, subjects
 from ._draft_table import table
-from ._parallel_peers import paradigms, parastep, relative_rms
+from ._parallel_peers import Drift, paradigms, parastep, relative_rms
 
 __all__ = ["run", "table"]
 
@@ -36,6 +36,8 @@ OTHERS = ("heun", "euler_ancestral", "dpmpp_2m_sde", "er_sde")
 STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde", "er_sde")
 TOLERANCE = 0.01
 CONVERGED_STEPS = 300
+Method = Callable[[Drift, Tensor], tuple[Tensor, int]]
+"""(drift, x) -> (result, rounds)."""
 
 
 @dataclass(frozen=True)
@@ -183,33 +185,36 @@ def one_by_one(subject: Subject, sampler: Any, sigmas: Tensor, seeds: list[int])
 def peers(
     subject: Subject, sigmas: Tensor, seeds: list[int], k: int
 ) -> Iterator[tuple[str, float, float, Tensor]]:
-    """ParaDiGMS at two tolerances and ParaStep, as sampler functions: (name, rounds, model calls,
-    latents).
-    """
-    import comfy.samplers
-
-    settings: dict[str, Callable] = {"ParaStep": lambda drift, x: parastep(drift, x, sigmas, k)}
+    """ParaDiGMS at two tolerances and ParaStep: (name, rounds, model calls, latents)."""
+    settings: dict[str, Method] = {"ParaStep": lambda drift, x: parastep(drift, x, sigmas, k)}
     for tolerance in (1e-1, 1e-2):
         settings[f"ParaDiGMS {tolerance:g}"] = lambda drift, x, tolerance=tolerance: paradigms(
             drift, x, sigmas, k, tolerance
         )
     for name, method in settings.items():
-        rounds: list[int] = []
-        calls: list[float] = []
+        yield name, *sampled_by(subject, method, sigmas, seeds)
 
-        def function(
-            model, x, sigmas, extra_args, callback, disable, method=method, rounds=rounds, calls=calls
-        ):
-            def drift(state: Tensor, sigma: float) -> Tensor:
-                calls.append(sigma)
-                return (state - model(state, state.new_full([len(state)], sigma), **extra_args)) / sigma
 
-            result, used = method(drift, x)
-            rounds.append(used)
-            return result
+def sampled_by(
+    subject: Subject, method: Method, sigmas: Tensor, seeds: list[int]
+) -> tuple[float, float, Tensor]:
+    """(rounds, model calls, latents) of a method as a sampler function, a run a seed."""
+    import comfy.samplers
 
-        result = one_by_one(subject, comfy.samplers.KSAMPLER(function), sigmas, seeds)
-        yield name, statistics.mean(rounds), len(calls) / len(seeds), result
+    rounds: list[int] = []
+    calls: list[float] = []
+
+    def function(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, *_: Any, **__: Any) -> Tensor:
+        def drift(state: Tensor, sigma: float) -> Tensor:
+            calls.append(sigma)
+            return (state - model(state, state.new_full([len(state)], sigma), **extra_args)) / sigma
+
+        result, used = method(drift, x)
+        rounds.append(used)
+        return result
+
+    result = one_by_one(subject, comfy.samplers.KSAMPLER(function), sigmas, seeds)
+    return statistics.mean(rounds), len(calls) / len(seeds), result
 
 
 def spread_of(deviations: list[float]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ from .space import Space
 from .statistics import Pair, RoundStatistics, secant_error
 
 DOUBT, MOST_LOST = 2.0, 3
-"""A skip that fails costs a round: of k states, so that it must be k times as sure. Where two more failed than
-held, the next must be so much surer besides; where so many did, there is no next.
+"""A skip that fails costs a round of k states, so that it must be k times as sure. Where two more failed
+than held, the next must be so much surer besides; where so many did, there is no next.
 """
 
 
