@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -32,12 +33,14 @@ FAULTS = ROOT / "tests" / "e2e" / "cluster_faults"
 STEPS, TOLERANCE, SIDE = 50, 0.01, 384
 ROUNDING = 1.05
 """How much further than an undisturbed picture, or the tolerance, one may be off that lost a worker."""
+SHAPES = ((1, 4, 128, 128), (1, 16, 21, 90, 160))
+"""Of a picture's latent and of a video's."""
 Row = dict[str, Any]
 
 
 def run(quick: bool) -> list[Row]:
     rounds, pictures, kills = (20, 1, 2) if quick else (100, 3, 20)
-    rows = [round_trip(rounds, shape) for shape in ((1, 4, 128, 128), (1, 16, 21, 90, 160))]
+    rows = [round_trip(rounds, shape) for shape in SHAPES]
     with comfy() as running:
         rows += [speed(running, pictures), killed(running, kills)]
     return rows + links(quick)
@@ -49,7 +52,7 @@ def round_trip(rounds: int, shape: tuple[int, ...]) -> Row:
 
     head = Head(1, lambda: None)
     times = echoed(connect("local", head), rounds, shape)
-    return {"measured": f"round trip of a latent {'x'.join(map(str, shape))}", **spread_of(times)}
+    return trip("one host", shape, times)
 
 
 def echoed(ray: Any, rounds: int, shape: tuple[int, ...]) -> list[float]:
@@ -72,10 +75,16 @@ def echoed(ray: Any, rounds: int, shape: tuple[int, ...]) -> list[float]:
     return sorted(times[5:])
 
 
-def spread_of(times: list[float]) -> Row:
+def trip(link: str, shape: tuple[int, ...], times: list[float]) -> Row:
     """times: sorted."""
-    ninth = times[9 * len(times) // 10]
-    return {"median ms": statistics.median(times), "least ms": times[0], "of ten the ninth ms": ninth}
+    return {
+        "measured": f"round trip of a latent {'x'.join(map(str, shape))}, {link}",
+        "link": link,
+        "bytes": 4 * math.prod(shape),
+        "median ms": statistics.median(times),
+        "least ms": times[0],
+        "of ten the ninth ms": times[9 * len(times) // 10],
+    }
 
 
 @contextlib.contextmanager
@@ -95,13 +104,13 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def graph(side: int, faulty: dict[str, Any], where: dict[str, Any], **sampling: Any) -> dict[str, Any]:
-    """A picture of the embedded teacher. faulty: the node of a fault; where: where it is drafted."""
+def graph(side: int, patch: dict[str, Any], where: dict[str, Any], **sampling: Any) -> dict[str, Any]:
+    """A picture of the embedded teacher. patch: what changes the MODEL; where: where it is drafted."""
     told = {"seed": 1, "steps": STEPS, "cfg": 2.0, "sampler_name": "euler", "scheduler": "karras"}
     told |= {"denoise": 1.0, "mode": "verified", "predictions_per_round": 0, "tolerance": TOLERANCE}
     return {
         "1": node("DizzyDiffLoadPipeline", pipeline="tiny/teacher"),
-        "2": faulty,
+        "2": patch,
         "3": where,
         "4": node("CLIPTextEncode", clip=["1", 1], text="a large red circle on white"),
         "5": node("CLIPTextEncode", clip=["1", 1], text=""),
@@ -181,18 +190,19 @@ def disturbed(
     arm: Callable[[], None],
     mend: Callable[[], None] = lambda: None,
 ) -> Row:
-    """Pictures of 12 steps, each beside itself plain and by threads. arm: called before a picture that is to
-    be disturbed; mend: after it.
+    """Pictures of 12 steps, each beside itself plain and by threads, on devices that count as equal: a busy
+    machine would leave the worker idle. arm: called before a picture that is to be disturbed; mend: after it.
     """
-    pictured = functools.partial(graph, 96, faulty, steps=12)
+    pictured = functools.partial(graph, 96, node("EqualDevices", model=["9", 0]), steps=12)
+    faults = {"9": faulty}
     threads = node("DizzyDiffDevices", model=["2", 0], devices="cpu, cpu:1")
     finished, named, largest, undisturbed, waits = 0, 0, 0.0, 0.0, []
     for seed in seeds:
-        whole, _, _, _ = drawn(running, pictured(threads, seed=seed, predictions_per_round=1))
-        drafted, _, _, _ = drawn(running, pictured(threads, seed=seed))
+        whole, _, _, _ = drawn(running, pictured(threads, seed=seed, predictions_per_round=1) | faults)
+        drafted, _, _, _ = drawn(running, pictured(threads, seed=seed) | faults)
         undisturbed = max(undisturbed, off(drafted, whole))
         arm()
-        result, _, said, seconds = drawn(running, pictured(where, seed=seed))
+        result, _, said, seconds = drawn(running, pictured(where, seed=seed) | faults)
         mend()
         finished += 1
         named += said.count("was lost") == 1

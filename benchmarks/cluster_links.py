@@ -8,6 +8,7 @@ real addresses and sockets.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -20,10 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ._two_hosts import HERE, THERE, OtherHost, other_host
-from .cluster import Row, comfy, disturbed, echoed, fault, one_worker, spread_of
+from .cluster import SHAPES, Row, comfy, disturbed, echoed, fault, one_worker, trip
 
 ADDRESS, WIRE_PORT, READY_S = f"{HERE}:6379", 5001, 120.0
-VIDEO = (1, 16, 21, 90, 160)
+INLINE = ("RAY_max_direct_call_object_size", "RAY_task_rpc_inlined_bytes_limit")
 GIVE_UP = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "1000"}
 """So that Ray takes a machine for lost after seconds, not after half a minute."""
 ECHO = """
@@ -40,38 +41,34 @@ while size := int.from_bytes(joined.recv(8), "big"):
 
 
 def run(quick: bool) -> list[Row]:
-    from ..drafting.cluster.connection import SETTINGS
+    from ..drafting.cluster.connection import INLINE_BYTES
 
     rounds, cuts = (3, 2) if quick else (20, 20)
-    os.environ |= {**SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= dict.fromkeys(INLINE, INLINE_BYTES)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ |= {f"RAY_health_check_{name}": value for name, value in GIVE_UP.items()}
     with other_host() as other, tempfile.TemporaryDirectory(prefix="ray") as folder, head(Path(folder)):
         rows = []
         for mbit in (0, 10_000, 1_000):
             other.carry(mbit)
             with member(other, Path(folder)):
-                rows.append(beside_the_wire(other, rounds, mbit))
+                rows += [beside_the_wire(other, rounds, mbit, shape) for shape in SHAPES]
         other.carry(0)
         return [*rows, cut(other, Path(folder), cuts)]
 
 
-def beside_the_wire(other: OtherHost, rounds: int, mbit: int) -> Row:
-    """A video's latent to the other host and back, by Ray and by a bare socket."""
+def beside_the_wire(other: OtherHost, rounds: int, mbit: int, shape: tuple[int, ...]) -> Row:
+    """A latent to the other host and back, by Ray and by a bare socket."""
     import ray
 
     ray.init(ADDRESS, log_to_driver=False, configure_logging=False)
     try:
-        by_ray = echoed(ray, rounds, VIDEO)
+        by_ray = echoed(ray, rounds, shape)
     finally:
         ray.shutdown()
-    wire = by_socket(other, rounds, 4 * 16 * 21 * 90 * 160)
-    carries = f"{mbit / 1000:g} Gb/s" if mbit else "what memory does"
-    return {
-        "measured": f"round trip of a latent {'x'.join(map(str, VIDEO))} over a cable that carries {carries}",
-        **spread_of(by_ray),
-        "wire's least ms": wire[0],
-        "times the wire's": by_ray[0] / wire[0],
-    }
+    wire = by_socket(other, rounds, 4 * math.prod(shape))
+    row = trip(f"two hosts, {mbit / 1000:g} Gb/s" if mbit else "two hosts, as fast as memory", shape, by_ray)
+    return {**row, "wire's least ms": wire[0], "times the wire's": by_ray[0] / wire[0]}
 
 
 def by_socket(other: OtherHost, rounds: int, size: int) -> list[float]:
