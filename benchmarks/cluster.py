@@ -51,7 +51,9 @@ def round_trip(rounds: int, shape: tuple[int, ...]) -> Row:
     from ..drafting.cluster.connection import Head, connect
 
     head = Head(1, lambda: None)
-    times = echoed(connect("local", head), rounds, shape)
+    ray = connect("local", head)
+    times = echoed(ray, rounds, shape)
+    ray.shutdown()
     return trip("one host", shape, times)
 
 
@@ -208,6 +210,7 @@ def disturbed(
         named += said.count("was lost") == 1
         largest = max(largest, off(result, whole))
         waits.append(seconds)
+        print(f"  picture {finished} of {len(seeds)}: {seconds:.0f} s", file=sys.stderr, flush=True)
     row = {
         "pictures finished": finished,
         "named once": named,

@@ -45,7 +45,11 @@ def run(quick: bool) -> list[Row]:
 
     rounds, cuts = (3, 2) if quick else (20, 20)
     os.environ |= dict.fromkeys(INLINE, INLINE_BYTES)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= {
+        "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
     os.environ |= {f"RAY_health_check_{name}": value for name, value in GIVE_UP.items()}
     with other_host() as other, tempfile.TemporaryDirectory(prefix="ray") as folder, head(Path(folder)):
         rows = []

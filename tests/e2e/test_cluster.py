@@ -210,7 +210,9 @@ def test_workers_unload_their_models_where_comfyui_does(
         drawn(comfy, graph(cluster(), source=source, seed=seed))
         before = file.read_text(encoding="utf-8").split()
         comfy.request("/free", asked)
+        end = time.monotonic() + 60
         while len(set(file.read_text(encoding="utf-8").split()[len(before) :])) < 1 + len(WORKERS):
+            assert time.monotonic() < end
             time.sleep(0.01)
 
 
