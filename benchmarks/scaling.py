@@ -4,7 +4,7 @@ measured.
 
 Rows with ``kind`` "computed" are the model's: where every draft is used, and where as many are as verified
 drafts of the embedded teacher (``draft_refine.json``). Call times come from ``gpu.json`` where that exists
-("measured"); else they are assumed. Links are nominal, but for those of ``cluster.json``.
+("measured"); else they are assumed. Links are nominal, but for those that ``bench cluster`` measured.
 """
 
 from __future__ import annotations
@@ -145,16 +145,16 @@ def computed() -> Iterator[dict[str, Any]]:
 
 
 def measured_links() -> Iterator[Link]:
-    """From the round trips of two sizes that ``dev.py bench cluster`` wrote, if it did: what comes and goes
-    with Ray's own time.
+    """From the round trips of two sizes that ``dev.py bench cluster`` and ``cluster_links`` wrote, if they
+    did: what comes and goes, with Ray's own time.
     """
-    path = RESULTS / "cluster.json"
     trips: dict[str, list[tuple[float, float]]] = {}
-    for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else ():
-        if "link" in row:
-            trips.setdefault(row["link"], []).append((row["bytes"], row["least ms"] / 1000))
+    for path in sorted(RESULTS.glob("cluster*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            if "link" in row:
+                trips.setdefault(row["link"], []).append((row["bytes"], row["least ms"] / 1000))
     for name, points in trips.items():
-        (few, soon), (many, late) = sorted(points)
+        (few, soon), *_, (many, late) = sorted(points)
         bandwidth = 2 * (many - few) / (late - soon)
         yield Link(f"Ray, {name}, measured", bandwidth, max(soon / 2 - few / bandwidth, 0.0), False)
 
