@@ -32,7 +32,7 @@ def latent_of(model: Any, shapes: Sequence[torch.Size], mask: Tensor | None) -> 
     return latent
 
 
-def given(latent: Latent) -> dict[str, Any]:
+def latent_again(latent: Latent) -> dict[str, Any]:
     """The LATENT, for a node."""
     parts = {name: [unpacked(part) for part in sent] for name, sent in latent.items()}
     nested = comfy.nested_tensor.NestedTensor

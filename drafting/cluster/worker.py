@@ -21,7 +21,7 @@ from ..backends.base import Backend, Request
 from ..backends.graph import POST_CFG
 from .files import Guests, lacking
 from .graph import STAND_IN, Graph
-from .latent import Latent, given
+from .latent import Latent, latent_again
 from .session import SERVING, NotThere, Session
 from .version import version
 from .wire import Sent, packed, unpacked
@@ -43,7 +43,7 @@ class LatentThatTravelled:
     def make(self, run: str) -> tuple[dict[str, Any]]:
         session = SERVING.get()
         assert session is not None and session.run == run
-        return (given(dict(session.latent)),)
+        return (latent_again(dict(session.latent)),)
 
 
 class Worker:
@@ -92,9 +92,9 @@ class Worker:
             if self._thread is not None and self._thread.is_alive():
                 comfy.model_management.interrupt_current_processing()
                 self._thread.join()
-            self._masked = {}
-            graph, self._idle = self._guests.take_in(graph, files), False
-            self._thread = threading.Thread(target=self._run, args=(session, graph, node), daemon=True)
+            self._masked, self._idle = {}, False
+            given = (session, graph, node, files)
+            self._thread = threading.Thread(target=self._run, args=given, daemon=True)
             self._thread.start()
 
     def evaluate(
@@ -151,10 +151,11 @@ class Worker:
                 raise NotThere("another picture runs there")
             return self._session
 
-    def _run(self, session: Session, graph: Graph, node: str) -> None:
+    def _run(self, session: Session, graph: Graph, node: str, files: dict[str, bytes]) -> None:
         SERVING.set(session)
         why = ""
         try:
+            graph = self._guests.take_in(graph, files)
             if not (why := missing(graph) or asyncio.run(invalid(session.run, graph, node))):
                 self._executor.execute(graph, session.run, {}, [node])
                 why = failure(self._executor.status_messages)
