@@ -37,9 +37,11 @@ async def comfy_entrypoint() -> ComfyExtension:
                 )
                 return []
             from .nodes import NODE_CLASSES
+            from .nodes.cluster import follow_free
             from .nodes.stability import register_scheduler
 
             register_scheduler()
+            follow_free()
             return list(NODE_CLASSES)
 
     return DizzyDiff()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Draft Cluster on this machine: what Ray adds to a round, what a second process gains, and killed workers.
+"""Draft Cluster on this machine: what Ray adds to a round, what a second process gains, killed workers, and
+links that are cut.
 
 Needs Ray (requirements-dev.txt). Everything runs in a real ComfyUI, with workers on its CPU.
 """
@@ -7,12 +8,16 @@ Needs Ray (requirements-dev.txt). Everything runs in a real ComfyUI, with worker
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +26,42 @@ import torch
 from safetensors.torch import load_file
 
 from ..devtools import comfyui, server
+from ._two_hosts import ALONE, can_be_had
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ROOT / "tests" / "e2e" / "cluster_faults"
 STEPS, TOLERANCE, SIDE = 50, 0.01, 384
 ROUNDING = 1.05
 """How much further than an undisturbed picture, or the tolerance, one may be off that lost a worker."""
+SHAPES = ((1, 4, 128, 128), (1, 16, 21, 90, 160))
+"""Of a picture's latent and of a video's."""
 Row = dict[str, Any]
 
 
 def run(quick: bool) -> list[Row]:
     rounds, pictures, kills = (20, 1, 2) if quick else (100, 3, 20)
-    rows = [round_trip(rounds, shape) for shape in ((1, 4, 128, 128), (1, 16, 21, 90, 160))]
+    rows = [round_trip(rounds, shape) for shape in SHAPES]
     with comfy() as running:
-        return [*rows, speed(running, pictures), killed(running, kills)]
+        rows += [speed(running, pictures), killed(running, kills)]
+    return rows + links(quick)
 
 
 def round_trip(rounds: int, shape: tuple[int, ...]) -> Row:
-    """Milliseconds for a state to a worker that answers at once with a prediction, and back: all that Ray
-    and the packing add to a round.
-    """
+    """A state to a worker on this host and back."""
     from ..drafting.cluster.connection import Head, connect
-    from ..drafting.cluster.wire import packed, unpacked
 
     head = Head(1, lambda: None)
     ray = connect("local", head)
+    times = echoed(ray, rounds, shape)
+    ray.shutdown()
+    return trip("one host", shape, times)
+
+
+def echoed(ray: Any, rounds: int, shape: tuple[int, ...]) -> list[float]:
+    """Milliseconds, sorted, for a state to a worker that answers at once with a prediction, and back: all
+    that Ray and the packing add to a round.
+    """
+    from ..drafting.cluster.wire import packed, unpacked
 
     class Echo:
         def evaluate(self, sent: Any) -> Any:
@@ -58,10 +74,15 @@ def round_trip(rounds: int, shape: tuple[int, ...]) -> Row:
         back = unpacked(ray.get(actor.evaluate.remote(packed(x))))
         times.append(1000 * (time.perf_counter() - started))
         assert torch.equal(back, x)
-    times = sorted(times[5:])
-    size = "x".join(map(str, shape))
+    return sorted(times[5:])
+
+
+def trip(link: str, shape: tuple[int, ...], times: list[float]) -> Row:
+    """times: sorted."""
     return {
-        "measured": f"round trip of a latent {size}",
+        "measured": f"round trip of a latent {'x'.join(map(str, shape))}, {link}",
+        "link": link,
+        "bytes": 4 * math.prod(shape),
         "median ms": statistics.median(times),
         "least ms": times[0],
         "of ten the ninth ms": times[9 * len(times) // 10],
@@ -85,14 +106,14 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def graph(side: int, armed: Path, main: int, **sampling: Any) -> dict[str, Any]:
-    """A picture of the embedded teacher by one worker beside ComfyUI's own device."""
+def graph(side: int, patch: dict[str, Any], where: dict[str, Any], **sampling: Any) -> dict[str, Any]:
+    """A picture of the embedded teacher. patch: what changes the MODEL; where: where it is drafted."""
     told = {"seed": 1, "steps": STEPS, "cfg": 2.0, "sampler_name": "euler", "scheduler": "karras"}
     told |= {"denoise": 1.0, "mode": "verified", "predictions_per_round": 0, "tolerance": TOLERANCE}
     return {
         "1": node("DizzyDiffLoadPipeline", pipeline="tiny/teacher"),
-        "2": node("FaultInWorkers", model=["1", 0], fault="kill", armed=str(armed), main=main),
-        "3": node("DizzyDiffCluster", model=["2", 0], address="local", workers=1, devices="cpu", width=0),
+        "2": patch,
+        "3": where,
         "4": node("CLIPTextEncode", clip=["1", 1], text="a large red circle on white"),
         "5": node("CLIPTextEncode", clip=["1", 1], text=""),
         "6": node("EmptyLatentImage", width=side, height=side, batch_size=1),
@@ -102,6 +123,15 @@ def graph(side: int, armed: Path, main: int, **sampling: Any) -> dict[str, Any]:
         ),
         "8": node("SaveLatent", samples=["7", 0], filename_prefix="cluster"),
     }  # fmt: skip
+
+
+def fault(running: server.Server, kind: str, armed: Path) -> dict[str, Any]:
+    return node("FaultInWorkers", model=["1", 0], fault=kind, armed=str(armed), main=running.process.pid)
+
+
+def one_worker(address: str = "local") -> dict[str, Any]:
+    """Beside ComfyUI's own device."""
+    return node("DizzyDiffCluster", model=["2", 0], address=address, workers=1, devices="cpu")
 
 
 def drawn(running: server.Server, prompt: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], str, float]:
@@ -123,11 +153,11 @@ def off(result: torch.Tensor, reference: torch.Tensor) -> float:
 
 def speed(running: server.Server, pictures: int) -> Row:
     """Two processes against one, in turn, each picture with a seed of its own."""
-    armed, main = running.output / "never", running.process.pid
+    pictured = functools.partial(graph, SIDE, fault(running, "kill", running.output / "never"), one_worker())
     alone, together, largest, rounds = [], [], 0.0, []
     for seed in range(pictures + 1):
-        one, _, _, seconds = drawn(running, graph(SIDE, armed, main, seed=seed, width=1))
-        two, numbers, _, _ = drawn(running, graph(SIDE, armed, main, seed=seed))
+        one, _, _, seconds = drawn(running, pictured(seed=seed, predictions_per_round=1))
+        two, numbers, _, _ = drawn(running, pictured(seed=seed))
         if seed:  # the first loads the model there
             alone.append(seconds)
             together.append(numbers["seconds"])
@@ -148,21 +178,40 @@ def speed(running: server.Server, pictures: int) -> Row:
 
 def killed(running: server.Server, kills: int) -> Row:
     """A worker ended by SIGKILL at its third model call, in every picture."""
-    armed, main = running.output / "armed", running.process.pid
+    armed = running.output / "armed"
+    faulty = fault(running, "kill", armed)
+    row = disturbed(running, range(100, 100 + kills), faulty, one_worker(), armed.touch)
+    return {"measured": f"{kills} workers killed in the middle", **row}
+
+
+def disturbed(
+    running: server.Server,
+    seeds: Sequence[int],
+    faulty: dict[str, Any],
+    where: dict[str, Any],
+    arm: Callable[[], None],
+    mend: Callable[[], None] = lambda: None,
+) -> Row:
+    """Pictures of 12 steps, each beside itself plain and by threads, on devices that count as equal: a busy
+    machine would leave the worker idle. arm: called before a picture that is to be disturbed; mend: after it.
+    """
+    pictured = functools.partial(graph, 96, node("EqualDevices", model=["9", 0]), steps=12)
+    faults = {"9": faulty}
+    threads = node("DizzyDiffDevices", model=["2", 0], devices="cpu, cpu:1")
     finished, named, largest, undisturbed, waits = 0, 0, 0.0, 0.0, []
-    threads = node("DizzyDiffDevices", model=["2", 0], devices="cpu, cpu:1", width=0)
-    for seed in range(100, 100 + kills):
-        whole, _, _, _ = drawn(running, graph(96, armed, main, seed=seed, steps=12, width=1))
-        drafted, _, _, _ = drawn(running, graph(96, armed, main, seed=seed, steps=12) | {"3": threads})
+    for seed in seeds:
+        whole, _, _, _ = drawn(running, pictured(threads, seed=seed, predictions_per_round=1) | faults)
+        drafted, _, _, _ = drawn(running, pictured(threads, seed=seed) | faults)
         undisturbed = max(undisturbed, off(drafted, whole))
-        armed.touch()
-        result, _, said, seconds = drawn(running, graph(96, armed, main, seed=seed, steps=12))
-        finished += not armed.exists()
+        arm()
+        result, _, said, seconds = drawn(running, pictured(where, seed=seed) | faults)
+        mend()
+        finished += 1
         named += said.count("was lost") == 1
         largest = max(largest, off(result, whole))
         waits.append(seconds)
+        print(f"  picture {finished} of {len(seeds)}: {seconds:.0f} s", file=sys.stderr, flush=True)
     row = {
-        "measured": f"{kills} workers killed in the middle",
         "pictures finished": finished,
         "named once": named,
         "largest deviation": largest,
@@ -170,4 +219,17 @@ def killed(running: server.Server, kills: int) -> Row:
         "seconds of the picture": statistics.median(waits),
     }
     within = largest <= ROUNDING * max(undisturbed, TOLERANCE)
-    return row if finished == named == kills and within else {**row, "failed": True}
+    return row if finished == named == len(seeds) and within else {**row, "failed": True}
+
+
+def links(quick: bool) -> list[Row]:
+    """The rows of ``bench cluster_links``, which is run on a host of its own."""
+    if not can_be_had():
+        return [{"measured": "links between two hosts", "not run": "no network namespaces can be made here"}]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        command = [*ALONE, sys.executable, "-P", str(ROOT / "benchmarks" / "__main__.py"), "cluster_links"]
+        ended = subprocess.run([*command, *["--quick"] * quick, "--json", str(rows)])
+        if not rows.is_file():
+            return [{"measured": "links between two hosts", "failed": f"exit status {ended.returncode}"}]
+        return list(json.loads(rows.read_text(encoding="utf-8"))["rows"])

@@ -3,8 +3,8 @@
 
 By simulated clock: real pictures on CPU devices of which each call takes the time that its device is given.
 "times_as_fast" is against every step on the fastest device alone, "bound" the sum of speeds; of one device
-calls are skipped. And one row by the wall clock, of two CPU devices of which one waits after each call for as
-long as that took.
+calls are skipped. One row by the wall clock, of two CPU devices of which one waits after each call for as
+long as that took. And threads beside processes, where launching is all the work: calls a second.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _launches
 from ._draft_subjects import PROMPT, ROOT, pipeline_of
 from ._parallel_peers import relative_rms
 from ._slowed import SimulatedClock, at_each_call, lasting, names, simulated_s
@@ -78,11 +79,12 @@ def run(quick: bool) -> list[dict[str, Any]]:
     enter_comfyui(ROOT)
     torch.set_num_threads(1)
     seeds = range(2 if quick else 4)
+    launches = _launches.rows((2, 4, 8), 100 if quick else 500, 2 if quick else 5)
     with torch.inference_mode():
         rows = [wall_clock(24 if quick else 48, 1 if quick else 3)]
         for schedule in ("karras",) if quick else ("karras", "simple"):
             rows += simulated(Pictures("tiny/teacher", schedule), seeds)
-    return rows
+    return rows + launches
 
 
 def simulated(pictures: Pictures, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -160,13 +162,13 @@ def twice_as_long(call: Callable[[], Tensor]) -> Tensor:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """All rows in Markdown."""
+    """All rows in Markdown, in two tables."""
     lines = [
         "| model | schedule | speeds | times as fast as the fastest alone (least) | bound | rounds | used | "
         "far drafts, used | skipped | deviation: median, largest |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in (row for row in rows if "speeds" in row):
         least = f" ({row['least']:.2f})" if "least" in row else ""
         cells = [row["model"], row["schedule"], row["speeds"], f"**{row['times_as_fast']:.2f}**{least}"]
         cells += [f"{row['bound']:.3g}", f"{row['rounds']:.1f}", row.get("used", "")]
@@ -176,4 +178,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         else:
             cells += ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Calls a second of a network that is mostly launches, over those of one thread alone:",
+        "",
+        "| workers | threads | processes |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {row['workers']} | {row['threads']:.2f} | {row['processes']:.2f} |"
+        for row in rows
+        if "launches" in row
+    ]
     return "\n".join(lines) + "\n"

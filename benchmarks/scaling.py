@@ -2,32 +2,33 @@
 """Expected speed-up of draft-refine on 1 to 64 devices: computed by a model, and compared with what was
 measured.
 
-Rows with ``kind`` "computed" are the model's. Call times come from ``benchmarks/results/gpu.json`` where that
-exists ("measured"); else they are assumed. Bandwidths and latencies of links are nominal.
+Rows with ``kind`` "computed" are the model's: where every draft is used, and where as many are as verified
+drafts of the embedded teacher (``draft_refine.json``). Call times come from ``gpu.json`` where that exists
+("measured"); else they are assumed. Links are nominal, but for those that ``bench cluster`` measured.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
+from ..drafting.allotment import SKIPPING, VERIFIED_USE, allot, calls_a_round
 from ..drafting.policies import Policy
+from ._scaling_drawn import DEVICES, picture, table
+
+__all__ = ["picture", "run", "table"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DEVICES = (1, 2, 4, 8, 16, 32, 64)
-COLOURS = ("#1f77b4", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
 
 
 @dataclass(frozen=True)
 class Link:
     """How devices are joined: bytes a second, seconds a message, and whether one host launches for all of
-    them.
+    them; then each state brings its conditioning, which workers make by themselves.
     """
 
     name: str
@@ -75,42 +76,102 @@ def rounds(n: int, steps: int) -> int:
     return done
 
 
+def verified_rounds(n: int, steps: int, use: float) -> float:
+    """The same of verified drafts, on the average. use: share of those one call ahead that are used."""
+    return 1 + (steps - 1) / calls_a_round(n, use)
+
+
+def use_of(steps: int) -> float:
+    """The share by which four predictions a round make the rounds of the embedded teacher."""
+    wanted = {"model": "tiny/teacher", "sampler": "euler", "schedule": "karras", "steps": steps, "width": 4}
+    wanted |= {"mode": "verified", "drafts": "extrapolated"}
+    rows = json.loads((RESULTS / "draft_refine.json").read_text(encoding="utf-8"))["rows"]
+    (measured,) = {row["rounds"] for row in rows if wanted.items() <= row.items() and "seeds" in row}
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if verified_rounds(4, steps, middle) > measured else (low, middle)
+    return low
+
+
 def round_s(n: int, load: Load, link: Link) -> float:
     """A round of n states: they go out one after the other, are evaluated side by side, and come back one
     after the other.
     """
     launches = load.launch_s * (n if link.one_host else 1)
-    sent = load.state_bytes + load.conditioning_bytes
+    sent = load.state_bytes + load.conditioning_bytes * link.one_host
     messages = (n - 1) * (2 * link.latency + (sent + load.state_bytes) / link.bandwidth)
     return max(load.call_s, launches) + messages + (n - 1) * load.draft_s
 
 
-def speed_up(n: int, steps: int, load: Load, link: Link) -> float:
-    """Over the same sampler on one device: the most that drafts can give, as verifying adds rounds. The first
-    round has one state.
+def speed_up(n: int, steps: int, load: Load, link: Link, use: float = 1.0) -> float:
+    """Over the same sampler on one device. use: see :func:`verified_rounds`; 1 is the most that drafts can
+    give. The first round has one state.
     """
     states = min(n, steps - 1)
-    drafted_s = round_s(1, load, link) + (rounds(n, steps) - 1) * round_s(states, load, link)
+    made = rounds(n, steps) if use >= 1 else verified_rounds(states, steps, use)
+    drafted_s = round_s(1, load, link) + (made - 1) * round_s(states, load, link)
     return steps * load.call_s / drafted_s
 
 
+def of_unequal(speeds: Sequence[float], steps: int) -> float:
+    """The same of verified drafts on devices of these speeds, by their allotment: over the fastest alone,
+    with links and launches for nothing.
+    """
+    plan = allot(speeds, use=VERIFIED_USE, far=True)
+    skipping = 1.0 if len(speeds) > 1 == len(set(speeds)) else SKIPPING
+    return steps / (1 + (steps - 1) / (plan.gain * skipping))
+
+
 def run(quick: bool) -> list[dict[str, Any]]:
-    return [*computed(), *checked()]
+    return [*computed(), *checked(), *unequal()]
 
 
 def computed() -> Iterator[dict[str, Any]]:
-    for load in measured_loads() or LOADS:
-        for link in LINKS:
-            for steps in (28, 50):
-                yield {
-                    "kind": "computed",
-                    "load": load.name,
-                    "call_s": load.call_s,
-                    "call_time": load.source,
-                    "link": link.name,
-                    "steps": steps,
-                    **{str(n): speed_up(n, steps, load, link) for n in DEVICES},
-                }
+    for steps in (28, 50):
+        for use in (use_of(steps), 1.0):
+            for load in measured_loads() or LOADS:
+                for link in (*LINKS, *measured_links()):
+                    yield {
+                        "kind": "computed",
+                        "load": load.name,
+                        "call_s": load.call_s,
+                        "call_time": load.source,
+                        "link": link.name,
+                        "steps": steps,
+                        "use": use,
+                        **{str(n): speed_up(n, steps, load, link, use) for n in DEVICES},
+                    }
+
+
+def measured_links() -> Iterator[Link]:
+    """From the round trips of two sizes that ``dev.py bench cluster`` and ``cluster_links`` wrote, if they
+    did: what comes and goes, with Ray's own time.
+    """
+    trips: dict[str, list[tuple[float, float]]] = {}
+    for path in sorted(RESULTS.glob("cluster*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            if "link" in row:
+                trips.setdefault(row["link"], []).append((row["bytes"], row["least ms"] / 1000))
+    for name, points in trips.items():
+        (few, soon), *_, (many, late) = sorted(points)
+        bandwidth = 2 * (many - few) / (late - soon)
+        yield Link(f"Ray, {name}, measured", bandwidth, max(soon / 2 - few / bandwidth, 0.0), False)
+
+
+def unequal() -> Iterator[dict[str, Any]]:
+    """What was measured by simulated clock (``dev.py bench devices``), beside what the model computes."""
+    rows = json.loads((RESULTS / "devices.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        if "far_drafts" in row:
+            speeds = [float(speed) for speed in row["speeds"].split(",")]
+            yield {
+                "kind": "unequal",
+                "load": f"{row['model']}, {row['schedule']}",
+                "speeds": row["speeds"],
+                "measured": row["times_as_fast"],
+                "computed": of_unequal(speeds, 28),
+            }
 
 
 def measured_loads() -> list[Load]:
@@ -161,76 +222,3 @@ def checked() -> Iterator[dict[str, Any]]:
                 "measured": row["speed_up"],
                 "computed": speed_up(row["width"], row["steps"], load, link),
             }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as two tables in Markdown."""
-    lines = [
-        "Computed: speed-up over one device, every draft used.",
-        "",
-        f"| load | call | link | steps | {' | '.join(map(str, DEVICES))} |",
-        f"|{'---|' * (4 + len(DEVICES))}",
-    ]
-    for row in rows:
-        if row["kind"] == "computed":
-            gains = " | ".join(f"{row[str(n)]:.1f}" for n in DEVICES)
-            call = f"{1000 * row['call_s']:.0f} ms, {row['call_time']}"
-            lines.append(f"| {row['load']} | {call} | {row['link']} | {row['steps']} | {gains} |")
-    lines += [
-        "",
-        "Measured, beside what the model computes for it.",
-        "",
-        "| load | steps | devices | measured | computed |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['load']} | {row['steps']} | {row['devices']} | {row['measured']:.2f} | "
-        f"{row['computed']:.2f} |"
-        for row in rows
-        if row["kind"] == "measured"
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def picture(rows: list[dict[str, Any]]) -> Image.Image:
-    """Speed-up over devices, both on log axes, 50 steps: a panel a link, a line a load; measured points as
-    circles in every panel.
-    """
-    size, gap, links = 300, 60, list(dict.fromkeys(row["link"] for row in rows if row["kind"] == "computed"))
-    image = Image.new("RGB", (gap + len(links) * (size + gap), size + 3 * gap), "white")
-    draw = ImageDraw.Draw(image)
-    draw.text(
-        (gap, 8),
-        "Draft-refine, 50 steps, every draft used. Lines: computed. Circles: measured (CPU devices).",
-        "black",
-    )
-    for panel, link in enumerate(links):
-        left, bottom = gap + panel * (size + gap), gap + size
-
-        def at(n: float, gain: float, left: int = left, bottom: int = bottom) -> tuple[float, float]:
-            return left + size * math.log2(n) / 6, bottom - size * math.log2(max(gain, 1)) / 6
-
-        draw.rectangle((left, gap, left + size, bottom), outline="grey")
-        draw.text((left, gap - 16), link, "black")
-        for n in DEVICES:
-            draw.text((at(n, 1)[0] - 5, bottom + 4), str(n), "black")
-            draw.text((left - 18, at(1, n)[1] - 6), str(n), "black")
-        draw.line([at(n, 50 / rounds(n, 50)) for n in DEVICES], "lightgrey", 3)
-        of_link = [row for row in rows if row.get("link") == link and row["steps"] == 50]
-        for line, (row, colour) in enumerate(zip(of_link, COLOURS, strict=False)):
-            draw.line([at(n, row[str(n)]) for n in DEVICES], colour, 2)
-            draw.text(
-                (left, bottom + 24 + 14 * line),
-                f"{row['load']}, call {1000 * row['call_s']:.0f} ms ({row['call_time']})",
-                colour,
-            )
-        for row in rows:
-            if row["kind"] == "measured":
-                x, y = at(row["devices"], row["measured"])
-                draw.ellipse((x - 4, y - 4, x + 4, y + 4), outline="black", width=2)
-    draw.text(
-        (gap, image.height - 40),
-        "Across: devices. Up: speed-up. Grey: the rounds' limit, links and launches for nothing.",
-        "black",
-    )
-    return image

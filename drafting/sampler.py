@@ -7,11 +7,12 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.samplers
+import torch
 from torch import Tensor
 
 from ..common.alpha import alpha_of
@@ -119,7 +120,8 @@ class DraftRefine(comfy.samplers.KSAMPLER):
                 warn=self._warn,
                 inform=self._inform,
                 clock=self._clock,
-                shape=x.shape,
+                shapes=shapes_of(getattr(model, "inner_model", None), x),
+                mask=call.extra_args.get("denoise_mask"),
             )
         )
         result = None
@@ -151,7 +153,7 @@ class DraftRefine(comfy.samplers.KSAMPLER):
                 policy,
                 DRAFTS[settings.drafts](found.stochastic),
                 space,
-                parts=parts_of(backend.request.guider, x),
+                parts=parts_of(backend.request.shapes),
                 skippable=self._skippable(backend, found),
             ),
             shape=x.shape,
@@ -281,12 +283,17 @@ def model_sampling_of(model: Any, options: dict[str, Any]) -> Any:
     return model_sampling
 
 
-def parts_of(guider: Any, x: Tensor) -> tuple[int, ...]:
-    """Lengths of the parts that a latent x [B, 1, N] is packed from; () for a latent of one part."""
+def shapes_of(guider: Any, x: Tensor) -> tuple[torch.Size, ...]:
+    """Of the parts that a latent x [B, 1, N] is packed from; that of x where it has one part."""
     for conditions in getattr(guider, "conds", {}).values():
         for condition in conditions:
-            shapes = condition.get("model_conds", {}).get("latent_shapes")
-            if shapes is not None:
-                parts = tuple(math.prod(shape[1:]) for shape in shapes.cond)
-                return parts if len(parts) > 1 and sum(parts) == x.shape[-1] else ()
-    return ()
+            told = condition.get("model_conds", {}).get("latent_shapes")
+            shapes = () if told is None else tuple(told.cond)
+            if sum(parts_of(shapes)) == x.shape[-1]:
+                return shapes
+    return (x.shape,)
+
+
+def parts_of(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
+    """Lengths of the parts in a row of a packed latent; () for a latent of one part."""
+    return tuple(math.prod(shape[1:]) for shape in shapes) if len(shapes) > 1 else ()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Draft Cluster: draft-refine by processes of their own, on this machine or on others."""
 
+import asyncio
 from typing import Any
 
 import comfy.model_management
@@ -9,7 +10,7 @@ from comfy_api.latest import io
 from ..common.messages import both, inform
 from ..drafting.cluster.connection import LOCAL, check_address, knock
 from ..drafting.cluster.entrance import Wish, devices_here
-from ..drafting.cluster.pool import pool_of
+from ..drafting.cluster.pool import pool_of, pools
 from ..drafting.cluster.session import SERVING
 from ..drafting.devices import clustered
 from ..drafting.errors import NoCluster
@@ -104,3 +105,21 @@ class DraftCluster(io.ComfyNode):
             raise NoCluster("No worker of the cluster is left; see what is said of each.")
         say(f"Draft Cluster: {', '.join(member.name for member in members)}.")
         return io.NodeOutput(clustered(model, pool, predictions_per_round))
+
+
+def follow_free() -> None:
+    """Workers unload their models where ComfyUI is asked to, by POST /free: the editor's "Unload Models"."""
+    from server import PromptServer
+
+    PromptServer.instance.app.on_response_prepare.append(_pass_on)
+
+
+async def _pass_on(request: Any, response: Any) -> None:
+    """As core reads the request, whose handler is through."""
+    if request.path not in ("/free", "/api/free") or response.status != 200:
+        return
+    told = await request.json()
+    caches = bool(told.get("free_memory", False))
+    if caches or told.get("unload_models", False):
+        for pool in list(pools().values()):
+            await asyncio.to_thread(pool.free, caches)

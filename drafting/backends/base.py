@@ -27,8 +27,9 @@ class Request:
     """What is to be evaluated: the model of a sampler, and the options and conditioning it is called with.
 
     model: core's KSamplerX0Inpaint, or what another node wrapped around it. width: states a round, or 0: what
-    Draft Devices says, or else what the backend thinks best. shape: of the state [B, ...], where a sampler
-    node samples it: workers that run its graph come to the same model then.
+    Draft Devices says, or else what the backend thinks best. shapes: of the latent's parts [B, ...], where a
+    sampler node samples it: workers that run its graph come to the same model then. mask: what the model is
+    called with as ``denoise_mask``, shaped as the state.
     """
 
     model: Any
@@ -39,7 +40,8 @@ class Request:
     warn: Say = warn
     inform: Say = inform
     clock: Callable[[], float] = time.perf_counter
-    shape: torch.Size | None = None
+    shapes: Sequence[torch.Size] = ()
+    mask: Tensor | None = None
 
     @property
     def wish(self) -> dict[str, Any]:

@@ -1,33 +1,42 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A state a worker: processes here or on other machines, which came to the same sampler by the same graph."""
+"""Workers, here or on other machines, which came to the same sampler by the same graph."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import torch
 from torch import Tensor
 
+from ..cluster.files import digest, files_in
+from ..cluster.latent import latent_of
 from ..cluster.place import place
 from ..cluster.pool import Failed, Lost, Member
-from ..cluster.wire import packed, unpacked
+from ..cluster.wire import Sent, packed, unpacked
 from ..devices import canonical
 from ..errors import NoCluster, NoRay, Undraftable
 from ..speculation import State
-from .base import Backend, Request
-from .compare import compute_dtype, disagreement, rtol
+from .allotted import Allotted, Came
+from .base import Request
 from .graph import POST_CFG
 
 BEGIN_S = 1800.0
 """Seconds in which a worker must come to the sampler: it loads the models meanwhile."""
 STALL_S = 60.0
-"""Seconds without an answer after which a worker is left out, or STALLS times what the main device took."""
+"""Seconds without an answer after which a worker is left out, or STALLS times what the main device took for
+its first call.
+"""
 STALLS = 20.0
 CFG1 = "disable_cfg1_optimization"
 """The option by which a sampler that reads uncond has it evaluated at CFG 1 too."""
 MASKED = ("latent_image", "noise")
 """What a sampler's model keeps for pictures with a mask, beside the mask."""
+Place = torch.device | Member
 
 
 @dataclass(frozen=True)
@@ -38,31 +47,31 @@ class Run:
     visit: int
 
 
-class Cluster(Backend):
-    """One prediction of the whole guider a worker; the first state on the main device.
+class Cluster(Allotted[Place]):
+    """The main device, and workers.
 
-    While the first state is evaluated here, every worker evaluates it too. One that predicts otherwise is
-    left out before any of its answers counts; so is, at any time, one that is lost or fails.
+    While the main device evaluates the first state, every worker evaluates it too, in every picture: its
+    model and conditioning were made there. A worker that is lost or fails is left out at any time.
     """
 
-    def __init__(self, request: Request, width: int, members: list[Member], run: Run) -> None:
-        super().__init__(request, width)
-        self._pool, self._run, self._all = request.wish["cluster"], run, members
-        self._others = list(members)
-        self._main = str(canonical(request.guider.model_patcher.load_device))
-        self._trial: dict[Member, Any] = {}
-        self._longest = 0.0
+    def __init__(self, request: Request, members: list[Member], run: Run) -> None:
+        main = canonical(request.guider.model_patcher.load_device)
+        super().__init__(request, request.states_a_round, [main, *members])
+        self._pool, self._run, self._members = request.wish["cluster"], run, members
+        self._trial: dict[Place, Any] = {}
+        self._patience, self._stall_s = BEGIN_S, STALL_S
+        self._thread = ThreadPoolExecutor(1)
+        self._packed: tuple[State, Sent] | None = None
 
     @classmethod
     def refusal(cls, request: Request) -> Undraftable | None:
-        if request.wish.get("cluster") is None or request.shape is None or request.guider is None:
+        if request.wish.get("cluster") is None or not request.shapes or request.guider is None:
             return Undraftable("there is one device, which evaluates one state at a time")
         return None
 
     @classmethod
     def make(cls, request: Request) -> Cluster:
         """Has the workers begin. Raises :class:`Undraftable` where there is none, or they cannot follow."""
-        assert request.shape is not None
         pool, here = request.wish["cluster"], place()
         try:
             members = pool.gather(
@@ -73,72 +82,40 @@ class Cluster(Backend):
         if not members:
             raise Undraftable("no worker of the cluster is left")
         run, visit = pool.visit(here.context)
-        cluster = cls(request, request.states_a_round or 1 + len(members), members, Run(run, visit))
+        cluster = cls(request, members, Run(run, visit))
         if not visit:
-            graph = here.graph(request.shape, run)
+            graph = here.graph(run)
+            latent, files = latent_of(request.model, request.shapes, request.mask), files_in(graph)
+            sums = {name: digest(path) for name, path in files.items()}
             for member in members:
-                cluster._ask(member, "begin", graph, here.node)
+                if (sent := cluster._lacking(member, files, sums)) is not None:
+                    cluster._ask(member, "begin", graph, here.node, latent, sent)
         return cluster
 
-    @property
-    def places(self) -> int:  # type: ignore[override]
-        return 1 + len(self._others)
-
-    def __str__(self) -> str:
-        return ", ".join((self._main, *(member.name for member in self._others)))
-
     def evaluate(self, states: list[State], arguments: dict[str, Any]) -> list[Tensor]:
-        if not self._drafted:
-            if not self._given_up:
-                self._trial = self._submit(dict.fromkeys(self._others, states), arguments, first=True)
-            self.evaluated_on = [self._main] * len(states)
+        if self._drafted or self._given_up:
             return super().evaluate(states, arguments)
-        places = [None, *self._others]
-        shares = {each: list(range(i, len(states), len(places))) for i, each in enumerate(places)}
-        busy = self._submit(
-            {each: [states[i] for i in share] for each, share in shares.items() if each and share}, arguments
-        )
-        evaluated_on = [self._main] * len(states)
-        started, predictions = self.request.clock(), dict[int, Tensor]()
-        for i in shares[None]:
-            predictions[i] = super().evaluate([states[i]], arguments)[0]
-        self._longest = max(self._longest, self.request.clock() - started)
-        for member, asked in busy.items():
-            share = shares[member]
-            answers = self._answers(member, asked, max(STALL_S, STALLS * self._longest))
-            if answers is not None:
-                predictions.update(zip(share, answers, strict=True))
-            for i in share:
-                if answers is not None:
-                    evaluated_on[i] = member.name
-                else:
-                    predictions[i] = super().evaluate([states[i]], arguments)[0]
-        self.evaluated_on = evaluated_on
-        return [predictions[i].to(states[0].x.device) for i in range(len(states))]
+        started = self.request.clock()
+        self._trial = super()._again(states[0], arguments)
+        predictions = super().evaluate(states, arguments)
+        self._stall_s = max(STALL_S, STALLS * (self.request.clock() - started))
+        return predictions
 
-    def check(self, arguments: dict[str, Any]) -> None:
-        """In every picture: the model and the conditioning there were made there."""
-        assert self._last is not None
-        _, prediction = self._last
-        limit = rtol(compute_dtype(self.request.guider))
-        for member, asked in self._trial.items():
-            answers = self._answers(member, asked, BEGIN_S)
-            if (
-                answers is not None
-                and not (off := disagreement(answers[0].to(prediction.device), prediction)) <= limit
-            ):
-                self._leave_out(
-                    member,
-                    f"{member.name} predicts otherwise than {self._main} does (off by {off:.1e} of a "
-                    "prediction): a file, a pack or a driver differs there",
-                )
+    def _again(self, state: State, arguments: dict[str, Any]) -> dict[Place, Any]:
+        """Begun together with the main device."""
+        return {each: answer for each, answer in self._trial.items() if each in self._places}
+
+    def _compare(self, state: State, prediction: Tensor, arguments: dict[str, Any]) -> None:
+        super()._compare(state, prediction, arguments)
+        self._patience = self._stall_s
 
     def close(self, result: Tensor | None) -> None:
         """Workers go on in the node with the result, or leave it."""
+        self._thread.shutdown()
         if result is None:
             self._pool.give_up()
-        for member in self._all:
-            if result is None or member not in self._others:
+        for member in self._members:
+            if result is None or member not in self._places:
                 self._ask(member, "stop")
             else:
                 self._ask(member, "finish", packed(result))
@@ -150,55 +127,90 @@ class Cluster(Backend):
         except Lost:
             return None
 
-    def _submit(
-        self, shares: dict[Member, list[State]], arguments: dict[str, Any], *, first: bool = False
-    ) -> dict[Member, Any]:
-        """Have workers predict their states."""
+    def _lacking(
+        self, member: Member, files: Mapping[str, Path], sums: Mapping[str, str]
+    ) -> dict[str, bytes] | None:
+        """What a worker lacks of the files. None where it is left out."""
+        if not files:
+            return {}
+        look = comfy.model_management.throw_exception_if_processing_interrupted
+        try:
+            names = member.answer(member.ask("lacks", dict(sums)), STALL_S, look)
+        except (Lost, Failed) as why:
+            self._fail(member, why)
+            return None
+        return {name: files[name].read_bytes() for name in names}
+
+    def _start(self, place: Place, states: list[State], arguments: dict[str, Any]) -> Any:
+        if not isinstance(place, Member):
+            return self._thread.submit(self._here, states, arguments)
         options = arguments["model_options"]
         hook = None
         if len(options.get(POST_CFG, [])) > self._graph_hooks:
             hook = {name: options[name] for name in (CFG1,) if name in options}
-        masked = self._masked(arguments) if first else None
-        sent: dict[int, Any] = {}
-        for states in shares.values():
-            for state in states:
-                if id(state) not in sent:
-                    sent[id(state)] = packed(state.x), float(state.sigmas[0])
-        return {
-            member: self._ask(
-                member, "evaluate", self._run.visit, [sent[id(state)] for state in states], hook, masked
-            )
-            for member, states in shares.items()
-        }
+        masked = None if self._drafted else self._masked(arguments)
+        sent = [(self._sent(state), float(state.sigmas[0])) for state in states]
+        return self._ask(place, "evaluate", self._run.visit, sent, hook, masked)
+
+    def _here(self, states: list[State], arguments: dict[str, Any]) -> Came:
+        with torch.inference_mode():
+            try:
+                return [self.predict(self.model, each.x, each.sigmas, arguments) for each in states], None
+            except BaseException as error:  # told by whoever waits for it
+                return None, error
+
+    def _sent(self, state: State) -> Sent:
+        """Packed once for all workers that get the same one."""
+        if self._packed is None or self._packed[0] is not state:
+            self._packed = state, packed(state.x)
+        return self._packed[1]
 
     def _masked(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What decides beside the state where a mask holds the picture: workers have an empty latent."""
+        """What decides beside the state where a mask holds the picture, bit for bit."""
         if (mask := arguments.get("denoise_mask")) is None:
             return {}
         kept = {name: getattr(self.model, name, None) for name in MASKED}
         found = {**kept, "denoise_mask": mask}
         return {name: packed(value) for name, value in found.items() if isinstance(value, Tensor)}
 
-    def _answers(self, member: Member, asked: Any, patience: float) -> list[Tensor] | None:
-        """None where the worker is left out. Raises InterruptProcessingException."""
+    def _wait(self, place: Place, answer: Any) -> Came:
+        if not isinstance(place, Member):
+            return answer.result()
         try:
-            if asked is None:
+            if answer is None:
                 raise Lost("it is gone")
-            answers = member.answer(
-                asked, patience, comfy.model_management.throw_exception_if_processing_interrupted
-            )
-            return [unpacked(each) for each in answers]
-        except Lost as why:
-            member.kill()
-            self._pool.give_up()
-            self._leave_out(member, f"the worker {member.name} was lost ({why})")
-        except Failed as why:
-            self._leave_out(member, f"the worker {member.name} failed ({why})")
-        return None
+            look = comfy.model_management.throw_exception_if_processing_interrupted
+            answers = place.answer(answer, self._patience, look)
+        except (Lost, Failed) as why:
+            return None, why
+        return [unpacked(each, self._device) for each in answers], None
 
-    def _leave_out(self, member: Member, why: str) -> None:
-        self.width = max(1, self.width * len(self._others) // (1 + len(self._others)))
-        self._others.remove(member)
-        self.request.warn(
-            f"{why}. It is left out for the rest of this image, and {self._main} evaluates its states."
-        )
+    def _time(self, state: State, arguments: dict[str, Any]) -> dict[Place, tuple[float | None, Any]]:
+        """The way to a worker and back included."""
+        self._sent(state)
+        with ThreadPoolExecutor(len(self._places)) as threads:
+            asked = {each: threads.submit(self._seconds, each, state, arguments) for each in self._places}
+            return {each: answer.result() for each, answer in asked.items()}
+
+    def _seconds(
+        self, place: Place, state: State, arguments: dict[str, Any]
+    ) -> tuple[float | None, BaseException | None]:
+        started = self.request.clock()
+        if place == self._main:
+            result, error = self._here([state], arguments)
+        else:
+            result, error = self._wait(place, self._start(place, [state], arguments))
+        if result is None:
+            return None, error
+        result[0].flatten()[0].item()
+        return self.request.clock() - started, None
+
+    def _fail(self, place: Place, error: BaseException | None) -> None:
+        if isinstance(place, Member) and isinstance(error, Lost):
+            place.kill()
+            self._pool.give_up()
+            self._leave_out(place, f"the worker {place} was lost ({error})")
+        elif isinstance(error, Failed):
+            self._leave_out(place, f"the worker {place} failed ({error})")
+        else:
+            super()._fail(place, error)

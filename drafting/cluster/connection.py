@@ -31,6 +31,7 @@ INLINE_BYTES = str(64 << 20)
 """Up to this size Ray sends tensors with the call, which is sooner than by way of its shared memory."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # a round waits for its workers
     "RAY_max_direct_call_object_size": INLINE_BYTES,
     "RAY_task_rpc_inlined_bytes_limit": INLINE_BYTES,
     # Ray's switch for loopback, which it throws by itself on Windows and macOS. Named addresses stay theirs.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 Node = dict[str, Any]
@@ -11,7 +11,7 @@ Graph = dict[str, Node]
 """A prompt in API format, by node id."""
 
 STAND_IN = "DizzyDiffClusterLatent"
-"""The node of workers that gives an empty latent of a shape. It is in no list of nodes."""
+"""The node of workers that gives the latent which the sampler has here. It is in no list of nodes."""
 
 
 def is_link(value: Any) -> bool:
@@ -24,13 +24,11 @@ def is_link(value: Any) -> bool:
     )
 
 
-def upstream(
-    node: Callable[[str], Node], target: str, *, latents: Collection[str], shape: Sequence[int], run: str
-) -> Graph:
+def upstream(node: Callable[[str], Node], target: str, *, latents: Collection[str], run: str) -> Graph:
     """All that ``target`` needs, by the prompt's own ids.
 
-    node: what the prompt says of an id. latents: inputs of the target that get an empty latent of ``shape``
-    instead, since states travel. run: goes into the target's inputs, so that no cache answers for it.
+    node: what the prompt says of an id. latents: inputs of the target whose latent travels, so that nothing
+    upstream of them runs. run: goes into the inputs of both, so that no cache answers for them.
     """
     graph: Graph = {}
     waiting = [target]
@@ -44,7 +42,7 @@ def upstream(
             stand_in = f"{target}.latent"
             for latent in latents:
                 inputs[latent] = [stand_in, 0]
-                graph[stand_in] = {"class_type": STAND_IN, "inputs": {"shape": "x".join(map(str, shape))}}
+                graph[stand_in] = {"class_type": STAND_IN, "inputs": {"run": run}}
             inputs["dizzydiff_run"] = run
         graph[name] = {**found, "inputs": inputs}
         waiting += [value[0] for value in inputs.values() if is_link(value)]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +26,8 @@ class Place:
     context: Any
     node: str
 
-    def graph(self, shape: Sequence[int], run: str) -> Graph:
-        """What the node needs, its latents replaced by an empty one of ``shape``.
+    def graph(self, run: str) -> Graph:
+        """What the node needs but for its latents, which travel.
 
         Raises :class:`Undraftable` where a worker would have to sample another picture first.
         """
@@ -38,7 +37,7 @@ class Place:
             for name in prompt.get_node(self.node)["inputs"]
             if _type_of(prompt, self.node, name) == "LATENT"
         ]
-        graph = upstream(prompt.get_node, self.node, latents=latents, shape=shape, run=run)
+        graph = upstream(prompt.get_node, self.node, latents=latents, run=run)
         for name, node in graph.items():
             if name != self.node and node["class_type"] != STAND_IN and _samples(node):
                 raise Undraftable(

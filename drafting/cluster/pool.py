@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import time
@@ -42,6 +43,9 @@ class Member:
     pid: int
     _ray: ModuleType = field(repr=False)
     _actor: Any = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
 
     def ask(self, what: str, *given: Any) -> Any:
         """What :func:`answer` waits for. Raises :class:`Lost`."""
@@ -122,6 +126,12 @@ class Pool:
         """The run is over, wherever its node is."""
         self._run = None, "", 0
 
+    def free(self, caches: bool) -> None:
+        """Have all workers unload their models, and forget what nodes gave (caches), between two pictures."""
+        for member in list(self._members.values()):
+            with contextlib.suppress(Lost):
+                member.ask("free", caches)
+
     def _connect(self, say: Say, look: Look) -> ModuleType:
         wish = self.wish
         # A head is connected to once: where it no longer answers, Ray would wait for it without end.
@@ -148,12 +158,21 @@ class Pool:
         return Member(next(each for each in names if each not in taken), facts["pid"], ray, actor)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
+def pools() -> dict[Wish, Pool]:
+    """The one there is, if any."""
+    return {}
+
+
 def pool_of(wish: Wish) -> Pool:
     """The workers outlast a MODEL, and so does what they have loaded. One cluster at a time: where another
     is wished for, the workers of the last one end.
     """
-    return Pool(wish)
+    kept = pools()
+    if wish not in kept:
+        kept.clear()
+        kept[wish] = Pool(wish)
+    return kept[wish]
 
 
 def _start(ray: ModuleType, entrance: Entrance) -> Any:

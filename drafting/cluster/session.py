@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,8 +37,9 @@ class Session:
     A node may sample several times: each time is a visit, counted from 0.
     """
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, latent: Mapping[str, Any] | None = None) -> None:
+        """latent: what the sampler has on the main machine, see ``latent_of``."""
+        self.run, self.latent = run, latent or {}
         self._tasks: queue.SimpleQueue[_Asked | Tensor | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self.stopped = False

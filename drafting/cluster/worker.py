@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import platform
 import threading
@@ -13,34 +14,36 @@ import comfy.model_management
 import execution
 import torch
 from server import PromptServer
-from torch import Tensor
 
 import nodes
 
 from ..backends.base import Backend, Request
 from ..backends.graph import POST_CFG
+from .files import Guests, lacking
 from .graph import STAND_IN, Graph
+from .latent import Latent, latent_again
 from .session import SERVING, NotThere, Session
 from .version import version
-from .wire import packed, unpacked
+from .wire import Sent, packed, unpacked
 
 BEGIN_S = 60.0
 """Seconds that a question waits for its picture to begin."""
-Sent = tuple[Any, str, tuple[int, ...]]
 
 
-class EmptyLatentOfShape:
-    """A LATENT in place of what the states are made from, which is not needed where states are sent."""
+class LatentThatTravelled:
+    """The LATENT of the main machine, in place of what it is made from there."""
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "make"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"shape": ("STRING",)}}
+        return {"required": {"run": ("STRING",)}}
 
-    def make(self, shape: str) -> tuple[dict[str, Tensor]]:
-        return ({"samples": torch.zeros([int(length) for length in shape.split("x")])},)
+    def make(self, run: str) -> tuple[dict[str, Any]]:
+        session = SERVING.get()
+        assert session is not None and session.run == run
+        return (latent_again(dict(session.latent)),)
 
 
 class Worker:
@@ -49,7 +52,7 @@ class Worker:
     def __init__(self, threads: int) -> None:
         """threads: of PyTorch, on a CPU."""
         torch.set_num_threads(threads)
-        nodes.NODE_CLASS_MAPPINGS[STAND_IN] = EmptyLatentOfShape
+        nodes.NODE_CLASS_MAPPINGS[STAND_IN] = LatentThatTravelled
         caches = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
         self._executor = execution.PromptExecutor(
             PromptServer.instance, cache_type=execution.CacheType.CLASSIC, cache_args=caches
@@ -60,6 +63,9 @@ class Worker:
         self._begun: set[str] = set()
         self._thread: threading.Thread | None = None
         self._masked: dict[str, Sent] = {}
+        self._guests = Guests()
+        self._idle = True
+        self._freeing: bool | None = None
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -69,9 +75,13 @@ class Worker:
             "version": version(),
         }
 
-    def begin(self, run: str, graph: Graph, node: str) -> None:
-        """Run the graph up to ``node``, in place of whatever runs."""
-        session = Session(run)
+    def lacks(self, digests: dict[str, str]) -> list[str]:
+        """Which of these files, by the names that a graph has for them, must be sent."""
+        return lacking(digests)
+
+    def begin(self, run: str, graph: Graph, node: str, latent: Latent, files: dict[str, bytes]) -> None:
+        """Run the graph up to ``node``, in place of whatever runs. files: that are not here, by name."""
+        session = Session(run, latent)
         with self._beginning:
             with self._changed:
                 before, self._session = self._session, session
@@ -82,8 +92,9 @@ class Worker:
             if self._thread is not None and self._thread.is_alive():
                 comfy.model_management.interrupt_current_processing()
                 self._thread.join()
-            self._masked = {}
-            self._thread = threading.Thread(target=self._run, args=(session, graph, node), daemon=True)
+            self._masked, self._idle = {}, False
+            given = (session, graph, node, files)
+            self._thread = threading.Thread(target=self._run, args=given, daemon=True)
             self._thread.start()
 
     def evaluate(
@@ -116,6 +127,23 @@ class Worker:
         """The picture is given up."""
         self._of(run).stop()
 
+    def free(self, caches: bool) -> None:
+        """Unload all models, and forget what nodes gave (caches), as soon as no picture is drawn."""
+        with self._changed:
+            self._freeing = caches or bool(self._freeing)
+            if self._idle:
+                self._free()
+
+    def _free(self) -> None:
+        caches, self._freeing = self._freeing, None
+        if caches is None:
+            return
+        comfy.model_management.unload_all_models()
+        if caches:
+            self._executor.reset()
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+
     def _of(self, run: str) -> Session:
         with self._changed:
             self._changed.wait_for(lambda: run in self._begun, BEGIN_S)
@@ -123,17 +151,22 @@ class Worker:
                 raise NotThere("another picture runs there")
             return self._session
 
-    def _run(self, session: Session, graph: Graph, node: str) -> None:
+    def _run(self, session: Session, graph: Graph, node: str, files: dict[str, bytes]) -> None:
         SERVING.set(session)
         why = ""
         try:
+            graph = self._guests.take_in(graph, files)
             if not (why := missing(graph) or asyncio.run(invalid(session.run, graph, node))):
                 self._executor.execute(graph, session.run, {}, [node])
                 why = failure(self._executor.status_messages)
         except BaseException as error:  # of a thread that nobody joins: it is told to whoever asks next
             why = f"{type(error).__name__}: {error}"
         finally:
+            self._guests.send_off()
             session.end(why)
+            with self._changed:
+                self._idle = True
+                self._free()
 
     def _predict(
         self,

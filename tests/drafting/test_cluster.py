@@ -113,17 +113,17 @@ PROMPT: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_worker_gets_what_the_sampler_needs_and_an_empty_latent() -> None:
-    graph = upstream(PROMPT.__getitem__, "4", latents=["latent"], shape=(1, 4, 8, 8), run="r")
+def test_a_worker_gets_what_the_sampler_needs_and_a_place_for_its_latent() -> None:
+    graph = upstream(PROMPT.__getitem__, "4", latents=["latent"], run="r")
     assert graph.keys() == {"1", "2", "4", "4.latent"}
-    assert graph["4.latent"] == {"class_type": STAND_IN, "inputs": {"shape": "1x4x8x8"}}
+    assert graph["4.latent"] == {"class_type": STAND_IN, "inputs": {"run": "r"}}
     assert graph["4"]["inputs"]["latent"] == ["4.latent", 0]
     assert graph["2"] == PROMPT["2"]
     assert PROMPT["4"]["inputs"]["latent"] == ["3", 0]
 
 
 def test_every_run_of_a_sampler_is_another_for_the_cache_of_a_worker() -> None:
-    one, other = (upstream(PROMPT.__getitem__, "4", latents=[], shape=(1,), run=run) for run in "ab")
+    one, other = (upstream(PROMPT.__getitem__, "4", latents=[], run=run) for run in "ab")
     assert one["4"] != other["4"]
     assert {name: node for name, node in one.items() if name != "4"} == {
         name: node for name, node in other.items() if name != "4"

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -62,42 +63,28 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def cluster(**given: Any) -> dict[str, Any]:
-    told = {"address": "local", "workers": 2, "devices": "cpu", "predictions_per_round": 0}
-    return node("DizzyDiffCluster", model=["source", 0], **{**told, **given})
+    told = {"model": ["source", 0], "address": "local", "workers": 2, "devices": "cpu"}
+    return node("DizzyDiffCluster", **{**told, "predictions_per_round": 0, **given})
 
 
 def of_threads(prompt: Graph) -> Graph:
     """The same picture from as many threads of one process as there are workers, and one more."""
-    given = prompt["sampler"]["inputs"]
-    conditions = {name: given[name] for name in ("cfg", "positive", "negative", "latent_image")}
-    return prompt | {
-        "where": node("DizzyDiffDevices", model=["loader", 0], devices="cpu, cpu:1, cpu:2"),
-        "plain": node("KSamplerSelect", sampler_name=given["sampler_name"]),
-        "drafted": node("OnEqualDevices", sampler=["plain", 0], tolerance=TOLERANCE),
-        "sigmas": node(
-            "BasicScheduler", model=["loader", 0], scheduler=given["scheduler"], steps=given["steps"],
-            denoise=given["denoise"],
-        ),
-        "sampler": node(
-            "SamplerCustom", model=["where", 0], add_noise=True, noise_seed=given["seed"],
-            sampler=["drafted", 0], sigmas=["sigmas", 0], **conditions,
-        ),
-        "shown": node("PreviewAny", source=["sampler", 0]),
-    }  # fmt: skip
+    model = prompt["where"]["inputs"]["model"]
+    return prompt | {"where": node("DizzyDiffDevices", model=model, devices="cpu, cpu:1, cpu:2")}
 
 
 def graph(where: dict[str, Any], **given: Any) -> Graph:
-    """A picture of the embedded teacher in 12 steps. given: inputs of the sampler; source: what patches the
-    MODEL; latent.
+    """A picture of the embedded teacher in 12 steps, on devices of equal speed. given: inputs of the sampler;
+    source: what patches the MODEL; latent.
     """
-    source = given.pop("source", node("DizzyDiffCluster"))
+    source = given.pop("source", node("EqualDevices", model=["loader", 0]))
     latent = given.pop("latent", node("EmptyLatentImage", width=96, height=96, batch_size=1))
     sampling = {
         "model": ["where", 0], "positive": ["positive", 0], "negative": ["negative", 0],
         "latent_image": ["latent", 0], "seed": 1, "steps": 12, "cfg": 2.0, "sampler_name": "euler",
         "scheduler": "karras", "denoise": 1.0, "mode": "verified", "tolerance": TOLERANCE,
     }  # fmt: skip
-    nodes = {
+    return {
         "loader": node("DizzyDiffLoadPipeline", pipeline="tiny/teacher"),
         "source": source,
         "where": where,
@@ -108,10 +95,6 @@ def graph(where: dict[str, Any], **given: Any) -> Graph:
         "saved": node("SaveLatent", samples=["sampler", 0], filename_prefix="cluster"),
         "shown": node("PreviewAny", source=["sampler", 2]),
     }
-    if source["class_type"] == "DizzyDiffCluster":
-        del nodes["source"]
-        nodes["where"]["inputs"] = {**where["inputs"], "model": ["loader", 0]}
-    return nodes
 
 
 def drawn(comfy: Server, prompt: Graph) -> tuple[Tensor, str, dict[str, Any]]:
@@ -179,6 +162,60 @@ def test_the_picture_is_that_of_threads_bit_for_bit(
     assert numbers["rounds"] < numbers["calls"]
 
 
+def test_video_with_sound_is_that_of_threads_bit_for_bit(comfy: Server) -> None:
+    """A latent of two parts, of which a frame is kept: the network is told which."""
+    video = {
+        "video": node("VideoWithSound"),
+        "source": node("EqualDevices", model=["video", 0]),
+        "parts": node("LTXVSeparateAVLatent", av_latent=["sampler", 0]),
+        "saved": node("SaveLatent", samples=["parts", 0], filename_prefix="video"),
+        "sound": node("SaveLatent", samples=["parts", 1], filename_prefix="sound"),
+    }
+    of_video = {"positive": ["video", 1], "negative": ["video", 1], "latent_image": ["video", 2]}
+    prompt = graph(cluster(), cfg=1.0, scheduler="simple", **of_video) | video
+    of_cluster, said, _ = drawn(comfy, prompt)
+    expected, _, _ = drawn(comfy, of_threads(prompt))
+    assert f"on cpu, {', '.join(WORKERS)}, " in said
+    assert torch.equal(of_cluster, expected)
+
+
+def test_an_image_that_only_the_main_machine_has_travels(comfy: Server) -> None:
+    """Workers of these tests have an input folder of their own, and it is empty. Nothing stays there."""
+    image = Image.linear_gradient("L").resize((96, 96))
+    image.convert("RGB").save(comfy.base / "input" / "only here.png")
+    masked = {
+        "image": node("LoadImageMask", image="only here.png", channel="red"),
+        "more": node("CLIPTextEncode", clip=["loader", 1], text="a small blue square on white"),
+        "region": node("ConditioningSetMask", conditioning=["more", 0], mask=["image", 0], strength=1.0,
+                       set_cond_area="default"),
+        "both": node("ConditioningCombine", conditioning_1=["positive", 0], conditioning_2=["region", 0]),
+    }  # fmt: skip
+    prompt = graph(cluster(), positive=["both", 0], seed=12) | masked
+    of_cluster, said, _ = drawn(comfy, prompt)
+    expected, _, _ = drawn(comfy, of_threads(prompt))
+    everywhere, _, _ = drawn(comfy, graph(cluster(), seed=12))
+    assert f"on cpu, {', '.join(WORKERS)}, " in said
+    assert torch.equal(of_cluster, expected) and off(everywhere, expected) > TOLERANCE
+    assert not list((comfy.base / "temp").glob("dizzydiff_*"))
+
+
+@pytest.mark.parametrize("asked", [{"unload_models": True}, {"free_memory": True}])
+def test_workers_unload_their_models_where_comfyui_does(
+    asked: dict[str, bool], comfy: Server, tmp_path: Path
+) -> None:
+    file, main = tmp_path / "unloaded", str(comfy.process.pid)
+    file.touch()
+    source = node("TellOfUnloading", model=["loader", 0], file=str(file))
+    for seed in (13, 14):
+        drawn(comfy, graph(cluster(), source=source, seed=seed))
+        before = len(file.read_text(encoding="utf-8").split())
+        comfy.request("/free", asked)
+        end = time.monotonic() + 60
+        while len({*file.read_text(encoding="utf-8").split()[before:]} - {main}) < len(WORKERS):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
 def test_another_model_is_another_model_there_too(comfy: Server) -> None:
     """The workers follow the graph: a patch, then none, then the patch again."""
     patch = node("ModelSamplingDiscrete", model=["loader", 0], sampling="lcm", zsnr=False)
@@ -192,10 +229,7 @@ def test_another_model_is_another_model_there_too(comfy: Server) -> None:
 
 
 def test_draft_cluster_behind_draft_cluster_is_one(comfy: Server) -> None:
-    _, said, _ = drawn(comfy, graph(cluster(), source=cluster(workers=1) | {}, seed=11) | {
-        "source": {**cluster(), "inputs": {**cluster()["inputs"], "model": ["loader", 0]}},
-        "where": cluster(),
-    })  # fmt: skip
+    _, said, _ = drawn(comfy, graph(cluster(), source=cluster(model=["loader", 0]), seed=11))
     assert ", ".join(WORKERS) in said
 
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dizzydiff.benchmarks.scaling import LINKS, LOADS, Link, Load, checked, rounds, speed_up, table
+from dizzydiff.benchmarks.scaling import (
+    LINKS,
+    LOADS,
+    Link,
+    Load,
+    checked,
+    rounds,
+    speed_up,
+    table,
+    unequal,
+)
 
 FREE = Link("free", math.inf, 0.0, one_host=False)
 STEPS = st.integers(2, 100)
@@ -47,3 +57,11 @@ def test_the_model_is_within_a_tenth_of_what_was_measured() -> None:
     for row in points:
         assert row["computed"] == pytest.approx(row["measured"], rel=0.1)
     assert "| tiny/teacher, 384x384 | 50 | 2 |" in table(points)
+
+
+def test_unequal_devices_are_within_a_tenth_of_the_simulated_clock() -> None:
+    points = list(unequal())
+    assert {"1, 0.5", "1, 1, 0.5, 0.25"} <= {row["speeds"] for row in points}
+    for row in points:
+        assert row["computed"] == pytest.approx(row["measured"], rel=0.1)
+        assert f"| {row['speeds']} |" in table(points)

@@ -34,6 +34,8 @@ MEET_COMFYUI = {
     "drafting.backends.replicas",
     "drafting.backends.workers",
     "drafting.cluster.entrance",
+    "drafting.cluster.files",
+    "drafting.cluster.latent",
     "drafting.cluster.place",
     "drafting.cluster.worker",
     "drafting.devices",
