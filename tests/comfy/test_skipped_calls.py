@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One device: up to every second model call is skipped where that is right, and nothing where it is not."""
+"""Up to every second model call of one device, and one a round of several, is skipped where that is right,
+and nothing where it is not.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
+from dizzydiff.benchmarks._slowed import names
 from dizzydiff.drafting.sampler import DraftRefine, Settings
 
 from .drafts import (
@@ -100,3 +103,20 @@ def test_a_patch_is_never_missed_by_a_call_that_is_skipped(
     result, report = drafting(model, prompts, "cpu")
     assert report is None and "there is one device" in caplog.text and "single steps" in caplog.text
     assert torch.equal(result, plain(model, prompts))
+
+
+def test_several_devices_skip_calls_of_what_is_cores_own_alone(teacher: Any, prompts: Prompts) -> None:
+    devices, settings = ", ".join(names(2)), Settings("verified", 0, 3 * TOLERANCE)
+    patched = teacher.clone()
+    patched.set_model_unet_function_wrapper(
+        lambda apply, given: apply(given["input"], given["timestep"], **given["c"])
+    )
+    reference = plain(teacher, prompts, steps=28)
+    skipping, every = (
+        drafting(model, prompts, devices, settings=settings, steps=28) for model in (teacher, patched)
+    )
+    assert skipping[1] is not None and skipping[1].interpolations > 0
+    assert every[1] is not None and every[1].interpolations == 0
+    assert len(skipping[1].rounds) < len(every[1].rounds)
+    for result, _ in (skipping, every):
+        assert distance(result, reference) < 3 * TOLERANCE
