@@ -88,7 +88,7 @@ class RoundStatistics:
         if m not in self.missed:
             return 0.0
         of_draft = self.of_draft[m] * self._carrying_error(m + 1, piece)
-        return self.margin(m) * self._rms(self.missed[m], piece) / self.space.sigma_data + of_draft
+        return self._rms(self.missed[m], piece) / self.space.sigma_data + of_draft
 
     @property
     def third_rms(self) -> float:
