@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -46,7 +47,7 @@ def write_tuned(pipeline: Path, work: Path, D: int, quick: bool) -> Path:
         QUICK if quick else SCHEDULE,
         SEED,
     )
-    tuned.unet.save_pretrained(folder / "teacher")
+    cast(UNet2DConditionModel, tuned.unet).save_pretrained(folder / "teacher")
     for part in ("scheduler", "vae"):  # which say how the network's numbers are to be read
         shutil.copytree(pipeline / part, folder / part, dirs_exist_ok=True)
     return folder / "teacher"
