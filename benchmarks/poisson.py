@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Poisson noise beside Gaussian noise on the embedded models, which were trained with Gaussian noise:
-captions shown and spread of pictures, with predictions as they are, rounded to fp16, and off by a tenth.
+"""Poisson noise beside Gaussian noise, on the embedded models, which were trained with Gaussian noise, and on
+the embedded teacher trained further with the noise that it is sampled with: captions shown and spread of
+pictures, with predictions as they are, rounded to fp16, and off by a tenth.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from ._draft_subjects import pipeline_of
 from ._drafted import each_call, nudged, quiet
+from ._poisson_tuned import write_tuned
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = {"tiny": 1.0, "tiny/flow": 2.0}
+TUNED = "tiny/teacher, trained further"
+MODELS = {"tiny": 1.0, "tiny/flow": 2.0, TUNED: 4.0}
 """Their CFG."""
 GUIDANCE = 4.0
 LAWS = {"Gaussian": 0, "D = 2048": 2048, "D = 64": 64}
@@ -48,15 +51,15 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     enter_comfyui(ROOT)
     quiet()
-    count, models = (16, ["tiny"]) if quick else (48, list(MODELS))
+    count, models = (16, ["tiny", TUNED]) if quick else (48, list(MODELS))
     captions = test_captions(SEED, count, (1, 2))
     rows = []
-    for name in models:
-        draw = drawer(name)
-        for sampler, law, disturbed in itertools.product(SAMPLERS, LAWS, DISTURBED):
+    for name, law in itertools.product(models, LAWS):
+        draw = drawer(name, LAWS[law], quick)
+        for sampler, disturbed in itertools.product(SAMPLERS, DISTURBED):
             with DISTURBED[disturbed]():
-                shown = draw([str(caption) for caption in captions], sampler, LAWS[law])
-                alike = draw([str(captions[0])] * (count // 2), sampler, LAWS[law])
+                shown = draw([str(caption) for caption in captions], sampler)
+                alike = draw([str(captions[0])] * (count // 2), sampler)
             rows.append(
                 {
                     "model": name,
@@ -71,14 +74,25 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def drawer(name: str) -> Callable[[list[str], str, int], list[Image.Image]]:
+def parts_of(name: str, D: int, quick: bool) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE; of TUNED the model that was trained with noise of D."""
+    from ..students.loader import Source, load_unet
+
+    if name != TUNED:
+        return pipeline_of(name)
+    _, clip, vae = pipeline_of("tiny")
+    folder = write_tuned(ROOT / "tiny", ROOT / ".dev" / "poisson", D, quick)
+    return load_unet(Source(folder, name)), clip, vae
+
+
+def drawer(name: str, D: int, quick: bool) -> Callable[[list[str], str], list[Image.Image]]:
     """Draws a picture a caption with a sampler, with noise of D; 0 is Gaussian."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
     from ..nodes.noise import PoissonNoise
 
-    model, clip, vae = pipeline_of(name)
+    model, clip, vae = parts_of(name, D, quick)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
 
     def condition(texts: list[str]) -> list[Any]:
@@ -87,7 +101,7 @@ def drawer(name: str) -> Callable[[list[str], str, int], list[Image.Image]]:
         about = {"pooled_output": torch.cat(pooled)} if pooled else {}
         return [[torch.cat([rows for rows, _ in encoded]), {**about, "guidance": GUIDANCE}]]
 
-    def draw(texts: list[str], sampler: str, D: int) -> list[Image.Image]:
+    def draw(texts: list[str], sampler: str) -> list[Image.Image]:
         guider, core = comfy.samplers.CFGGuider(model), comfy.samplers.sampler_object(sampler)
         guider.set_cfg(MODELS[name])
         pictures: list[Tensor] = []
@@ -120,5 +134,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = groups.setdefault((row["model"], row["sampler"], row["noise"]), [])
         cells.append(f"{row['captions shown']:.0f} ({row['spread']:.1f})")
-    lines += [f"| {' | '.join([*of, *cells])} |" for of, cells in groups.items()]
+    for of in itertools.product(MODELS, SAMPLERS, LAWS):
+        if of in groups:
+            lines.append(f"| {' | '.join([*of, *groups[of]])} |")
     return "\n".join(lines) + "\n"

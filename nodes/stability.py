@@ -14,6 +14,7 @@ from ..stability.guiders import subject_of
 from ..stability.measured import Measured
 from ..stability.profile import QUICK, THOROUGH, Effort
 from ..stability.solvers import SOLVERS
+from ..stability.subject import CHECK_CALLS
 from . import inputs
 from .measuring import measure, picture_of, sample, with_progress
 from .notice import show_at_node
@@ -61,14 +62,14 @@ class StabilityProfile(io.ComfyNode):
                     THOROUGH.levels,
                     8,
                     f"Noise levels of each probe. {QUICK.levels} levels and {QUICK.probes} probes are the "
-                    f"quick setting: {QUICK.calls} model calls.",
+                    f"quick setting: {QUICK.calls + CHECK_CALLS} model calls.",
                 ),
                 effort_input(
                     "probes",
                     THOROUGH.probes,
                     1,
                     f"Trajectories. {THOROUGH.levels} levels and {THOROUGH.probes} probes cost "
-                    f"{THOROUGH.calls} model calls.",
+                    f"{THOROUGH.calls + CHECK_CALLS} model calls.",
                 ),
                 probe_seed(),
                 guider_input(),
@@ -181,9 +182,9 @@ class StabilitySampler(io.ComfyNode):
             node_id="DizzyDiffStabilitySampler",
             display_name="Stability-Grid Sampler",
             category=CATEGORY,
-            description="KSampler with sigmas measured on the model itself. The first use measures (444 "
-            "model calls) and keeps the "
-            "result; after that it costs nothing.",
+            description="KSampler with sigmas measured on the model itself. The first use measures "
+            f"({THOROUGH.calls + CHECK_CALLS} model calls) and keeps the result; after that it costs "
+            "nothing.",
             search_aliases=["ksampler", "sigmas", "scheduler", "ays", "few steps"],
             inputs=[
                 inputs.model(optional=True),

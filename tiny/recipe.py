@@ -46,9 +46,11 @@ def tokens_of(captions: list[str], tokenizer_folder: Path) -> torch.Tensor:
     ).input_ids
 
 
-def training_pictures(work: Path, tokenizer_folder: Path) -> train.Pictures:
+def training_pictures(
+    work: Path, tokenizer_folder: Path, count: int = PICTURES, seed: int = SEED
+) -> train.Pictures:
     """The training set with its captions' tokens."""
-    captions, latents = data.training_set(work, PICTURES, SEED)
+    captions, latents = data.training_set(work, count, seed)
     distinct = sorted(set(captions))
     tokens = tokens_of(["", *distinct], tokenizer_folder)
     row = {caption: i for i, caption in enumerate(distinct, start=1)}

@@ -163,10 +163,13 @@ class Diffusion:
         cumulative = scheduler.alphas_cumprod
         return cls(cumulative.sqrt(), (1 - cumulative).sqrt())
 
+    def noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
     def noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(z_t, t, v) at random times."""
         t = (len(self.alpha) * torch.rand(len(x), generator=generator) ** TIME_EXPONENT).long()
-        eps = torch.randn(x.shape, generator=generator)
+        eps = self.noise(x.shape, generator)
         alpha, sigma = self.alpha[t, None, None, None], self.sigma[t, None, None, None]
         return alpha * x + sigma * eps, t, alpha * eps - sigma * x
 

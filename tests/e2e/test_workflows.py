@@ -29,6 +29,7 @@ EXPECTED = {
     "compare": 2,
     "distil": 4,
     "distil_guider": 4,
+    "draft_frozen": 4,
     "draft_grid": 4,
     "draft_inpaint": 4,
     "draft_refine": 4,

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from dizzydiff.benchmarks._poisson_tuned import PoissonDiffusion
 from dizzydiff.noise.poisson import PoissonNoise, PoissonSteps, lengths, stretched
+from dizzydiff.tiny import networks, train
 
 SURE = 1e-4
 """A test of a right law fails once in 10,000 seeds, and the seeds are fixed."""
@@ -73,3 +75,16 @@ def test_rows_of_a_batch_are_stretched_apart() -> None:
     assert len(set(by)) == 3 and all(abs(each - 1) < 6 / math.sqrt(2 * 64) for each in by)
     rows = stretched(torch.ones(3, 2, 2), by)
     torch.testing.assert_close(rows[:, 0, 0], torch.tensor(by))
+
+
+def test_a_model_is_trained_with_noise_of_the_law_and_asked_for_the_same() -> None:
+    plain = train.Diffusion.of(networks.scheduler())
+    nothing = torch.zeros(8, 4, 3, 3)
+    (z, t, v), (gaussian, _, _) = (
+        PoissonDiffusion(**vars(plain), D=D).noised(nothing, torch.Generator().manual_seed(3)) for D in (4, 0)
+    )
+    longer = (z / gaussian).flatten(1)
+    torch.testing.assert_close(longer, longer[:, :1].expand_as(longer), rtol=1e-4, atol=0)
+    assert longer[:, 0].std() > 0.1, "every picture's noise is of another length"
+    noise = z / plain.sigma[t, None, None, None]
+    torch.testing.assert_close(v, plain.alpha[t, None, None, None] * noise)
