@@ -55,12 +55,10 @@ def smooth(cfg: float, of_flow: bool = False, batch: bool = True) -> Subject:
     class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass
 
-    of, levels = (flow(), FlowSampling()) if of_flow else (variance_exploding(), sampling())
-    return mixture(smooth_name(cfg, of_flow), GuidedMixture(2, cfg, of, levels), batch)
-
-
-def smooth_name(cfg: float, of_flow: bool) -> str:
-    return f"mixture of pictures, {'flow' if of_flow else 'eps'}, CFG {cfg:g}"
+    name = f"mixture of pictures, {'flow' if of_flow else 'eps'}, CFG {cfg:g}"
+    levels: Any = FlowSampling() if of_flow else sampling()
+    model = GuidedMixture(2, cfg, flow() if of_flow else variance_exploding(), levels)
+    return mixture(name, model, batch)
 
 
 def sampling() -> Any:
