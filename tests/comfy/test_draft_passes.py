@@ -52,7 +52,7 @@ def test_frozen_drafts_that_are_always_used_wait_for_nothing_but_what_the_sample
 
 
 @pytest.mark.parametrize(
-    ("sampler", "passes"), [("euler", 94), ("dpmpp_2m", 94), ("euler_ancestral", 84), ("dpmpp_2m_sde", 84)]
+    ("sampler", "passes"), [("euler", 127), ("dpmpp_2m", 127), ("euler_ancestral", 84), ("dpmpp_2m_sde", 84)]
 )
 def test_a_round_of_four_makes_as_few_passes_as_the_docs_say(sampler: str, passes: float) -> None:
     assert 0 < booked(sampler, "verified")[TOTAL]["passes"] <= passes
