@@ -159,6 +159,10 @@ class Dressed:
             model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling)
         )
 
+    def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        """D at states x [B, C, H, W] and noise levels sigma [B]."""
+        raise NotImplementedError
+
 
 class GuidedMixture(Dressed):
     """D = D_u + cfg (D_c - D_u) of pictures [4, 16, 16]: 256 modes of width 0.1 on two scales, 16 fine ones

@@ -186,11 +186,9 @@ def peers(
     subject: Subject, sigmas: Tensor, seeds: list[int], k: int
 ) -> Iterator[tuple[str, float, float, Tensor]]:
     """ParaDiGMS at two tolerances and ParaStep: (name, rounds, model calls, latents)."""
-    settings: dict[str, Method] = {"ParaStep": lambda drift, x: parastep(drift, x, sigmas, k)}
+    settings: dict[str, Method] = {"ParaStep": partial(parastep, sigmas=sigmas, k=k)}
     for tolerance in (1e-1, 1e-2):
-        settings[f"ParaDiGMS {tolerance:g}"] = lambda drift, x, tolerance=tolerance: paradigms(
-            drift, x, sigmas, k, tolerance
-        )
+        settings[f"ParaDiGMS {tolerance:g}"] = partial(paradigms, sigmas=sigmas, k=k, tolerance=tolerance)
     for name, method in settings.items():
         yield name, *sampled_by(subject, method, sigmas, seeds)
 

@@ -101,14 +101,14 @@ def methods(sigmas: Tensor, k: int) -> dict[str, Method]:
     """The peers at k evaluations a round, by name and setting."""
     steps = len(sigmas) - 1
     starts = sorted({round(part * steps) for part in CHORDS_STARTS[k]})
-    made: dict[str, Method] = {"ParaStep": lambda drift, x: parastep(drift, x, sigmas, k)}
+    made: dict[str, Method] = {"ParaStep": partial(parastep, sigmas=sigmas, k=k)}
     for t in (0.1, 0.03, 0.01):
-        made[f"ParaDiGMS {t:g}"] = lambda drift, x, t=t: paradigms(drift, x, sigmas, k, t)
-        made[f"ParaTAA {t:g}"] = lambda drift, x, t=t: parataa(drift, x, sigmas, k, t)
+        made[f"ParaDiGMS {t:g}"] = partial(paradigms, sigmas=sigmas, k=k, tolerance=t)
+        made[f"ParaTAA {t:g}"] = partial(parataa, sigmas=sigmas, k=k, tolerance=t)
     for n in (1, 2):
-        made[f"SRDS {n}"] = lambda drift, x, n=n: srds(drift, x, sigmas, k, n)
+        made[f"SRDS {n}"] = partial(srds, sigmas=sigmas, k=k, iterations=n)
     for core in range(1, len(starts))[-3:]:
-        made[f"CHORDS {len(starts) - core}"] = lambda drift, x, c=core: chords(drift, x, sigmas, starts, c)
+        made[f"CHORDS {len(starts) - core}"] = partial(chords, sigmas=sigmas, starts=starts, result_of=core)
     return made
 
 
