@@ -36,8 +36,8 @@ from .statistics import Pair, RoundStatistics, secant_error
 
 DOUBT, MOST_LOST = 2.0, 3
 """A skip that fails costs a round. One of k states it must be k times as sure of, and of flow models by their
-margin more: without it one picture of tiny/flow in sixteen strayed by 0.1 to 0.2 on two devices. Where two
-more failed than held, the next must be so much surer besides; where so many did, there is no next.
+margin more: some pictures of tiny/flow strayed without. Where two more failed than held, the next must be so
+much surer besides; where so many did, there is no next.
 """
 
 
