@@ -15,6 +15,7 @@ from .noise import PoissonNoise, SpinNoise
 from .sigmas import CompareSigmas, StepsNeeded
 from .stability import StabilityGrid, StabilityProfile, StabilitySampler
 from .students import LoadPipeline, LoadStudent, StudentSampler
+from .watch import WatchStability
 
 NODE_CLASSES = [
     LoadStudent,
@@ -32,6 +33,7 @@ NODE_CLASSES = [
     StabilityProfile,
     StabilityGrid,
     StabilitySampler,
+    WatchStability,
     CompareSigmas,
     StepsNeeded,
     Compare,

@@ -18,6 +18,7 @@ from ..stability.measured import Measured, measured_once, scheduled_grids
 from ..stability.profile import Effort, Progress
 from ..stability.store import Store
 from ..stability.subject import Subject
+from ..stability.watching import unwatched
 from .cfg import warn_of_guidance, without_warning
 from .notice import show_at_node
 from .stability_inputs import DEFAULT_SOLVER, PLOTTED_STEPS
@@ -29,14 +30,18 @@ def measure(subject: Subject, effort: Effort, *, again: bool) -> Measured:
     """
     subject = replace(
         subject,
-        model=without_warning(subject.model),
+        model=unwatched(without_warning(subject.model)),
         devices=devices_of(subject.model),
         predict=RowsOnDevices(both(inform, show_at_node)),
     )
-    store = Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
-    measured = measured_once(subject, effort, store, with_progress(), again=again)
+    measured = measured_once(subject, effort, store(), with_progress(), again=again)
     both(inform, show_at_node)(measured.origin)
     return measured
+
+
+def store() -> Store:
+    """Of profiles, in ComfyUI's user folder."""
+    return Store(Path(folder_paths.get_user_directory()) / "dizzydiff" / "stability")
 
 
 def with_progress() -> Progress:

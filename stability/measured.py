@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,15 +147,17 @@ def _stored_profile(
 def key_of(subject: Subject, effort: Effort) -> str:
     """The model's identity, CFG, how the conditionings change it, resolution class, seed and effort; not the
     prompts. A profile serves every solver, so none is named. Raises Unreadable.
-
-    Resolution class: size and frames of the latent to the nearest factor of sqrt(2).
     """
-    shape = subject.latent["samples"].shape
-    resolution = [
+    resolution = resolution_class(subject.latent["samples"].shape)
+    conditioning = [conditioning_digest(each) for each in (subject.positive, subject.negative)]
+    model = identity(subject.model) if subject.guider is None else guider_identity(subject.guider)
+    return repr(("profile", model, conditioning, round(subject.cfg, 4), resolution, effort, subject.seed))
+
+
+def resolution_class(shape: Sequence[int]) -> list[int]:
+    """Of a latent [B, C, ...]: channels, and frames and size to the nearest factor of sqrt(2)."""
+    return [
         shape[1],
         *(round(2 * math.log2(max(1, n))) for n in shape[2:-2]),
         round(2 * math.log2(shape[-2] * shape[-1])),
     ]
-    conditioning = [conditioning_digest(each) for each in (subject.positive, subject.negative)]
-    model = identity(subject.model) if subject.guider is None else guider_identity(subject.guider)
-    return repr(("profile", model, conditioning, round(subject.cfg, 4), resolution, effort, subject.seed))

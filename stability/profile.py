@@ -177,14 +177,22 @@ def measure(
         progress(made, calls)
         return value
 
-    states, denoised = _trajectories(D, start, sigmas)
-    basis, V = _bases(states, denoised, directions)
+    states, denoised = trajectories(D, start, sigmas)
+    in_basis, D_in_basis, V = reduced(states, denoised, directions)
     responses = _responses(D, states, denoised, V, sigmas)
-    states, denoised = (torch.einsum("lpd,pdr->plr", vectors, basis) for vectors in (states, denoised))
-    return Profile(sigmas.cpu().double(), states, denoised, responses, flow, calls * len(start))
+    return Profile(sigmas.cpu().double(), in_basis, D_in_basis, responses, flow, calls * len(start))
 
 
-def _trajectories(
+def reduced(states: Tensor, denoised: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """States and predictions [L, P, d] of P probes in the basis of each, [P, L, r], and the directions in
+    which D moves most [P, d, k].
+    """
+    basis, V = _bases(states, denoised, directions)
+    x, D = (torch.einsum("lpd,pdr->plr", vectors, basis) for vectors in (states, denoised))
+    return x, D, V
+
+
+def trajectories(
     D: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor
 ) -> tuple[Tensor, Tensor]:
     """States and predictions [L, P, d] by DPM-Solver++(2M) through the levels."""

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A MODEL whose pictures are watched as they are sampled, and then sampled on sigmas learned from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..common.alpha import is_flow
+from ..common.dry_run import Untraceable
+from ..common.messages import Say
+from .grids import MAX_REFINED_STEPS
+from .guiders import guider_identity
+from .identity import Unreadable, digest_of
+from .linearized import linearize
+from .measured import Measured, resolution_class
+from .profile import Profile
+from .samplers import solver_of
+from .store import Store
+from .watched import ENOUGH, FEW, Run, added, kept_numbers, learned_from, profile_of, why_not
+
+KEY = "dizzydiff_watch"
+SAME_STATE_RTOL = 0.02
+"""Of a run's first state: less than what a step changes, more than rounding and core's sqrt(1 + sigma^2)."""
+
+
+def watched(model: Any, watcher: Watcher) -> Any:
+    """A copy of the MODEL that is watched wherever it is sampled, by this watcher alone."""
+    model = unwatched(model)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watcher)
+    return model
+
+
+def unwatched(model: Any) -> Any:
+    """A copy of the MODEL without a watcher."""
+    model = model.clone()
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    if not model.wrappers.get(WrappersMP.OUTER_SAMPLE, True):
+        del model.wrappers[WrappersMP.OUTER_SAMPLE]  # a model that never was watched has none either
+    return model
+
+
+@dataclass(eq=False)
+class Watcher:
+    """An OUTER_SAMPLE wrapper. What it learns is kept in the store, for each model, guidance and size."""
+
+    store: Store
+    replaces: bool
+    """Whether runs get the sigmas that were learned."""
+    anew: bool
+    """Whether what the store holds at first is forgotten."""
+    say: Say
+    grids: dict[Any, Tensor] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+
+    def __call__(
+        self,
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable[..., Any] | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """Runs that nobody follows by a callback, as measurements are, pass as they are."""
+
+        def sample(sigmas: Tensor, callback: Callable[..., Any] | None) -> Any:
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *rest, **options)
+
+        if callback is None:
+            return sample(sigmas, callback)
+        guider = executor.class_obj
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        shapes = options.get("latent_shapes") or [noise.shape]
+        reason = _why_not(sigmas, sampling, shapes, denoise_mask)
+        if reason is not None:
+            self.say(f"Not watched: {reason}.")
+            return sample(sigmas, callback)
+        try:
+            key = _key(guider, noise.shape)
+        except Unreadable as why:
+            self.say(f"Not watched: this model cannot be told apart from others: {why}.")
+            return sample(sigmas, callback)
+        known = self._known(key)
+        sigmas = self._learned(key, known, sampler, sampling, sigmas)
+        if known is not None and len(known.states) >= ENOUGH:
+            return sample(sigmas, callback)
+        recorder = Recorder(callback, sigmas[0] * noise)
+        result = sample(sigmas, recorder)
+        self._learn(key, known, recorder.run(sigmas), sampling)
+        return result
+
+    def _known(self, key: str) -> Profile | None:
+        if self.anew and key not in self.forgotten:
+            self.forgotten.add(key)
+            return None
+        return self.store.load(key)
+
+    def _learn(self, key: str, known: Profile | None, run: Run | None, sampling: Any) -> None:
+        if run is None:
+            self.say("Not watched: the sampler does not report its steps one by one.")
+            return
+        new = profile_of(run, float(sampling.sigma_max), float(sampling.sigma_min), is_flow(sampling))
+        profile = added(known, new)
+        self.store.save(key, profile)
+        pictures = len(profile.states)
+        wanted = next((count for count in (FEW, ENOUGH) if pictures < count), None)
+        then = "no more are needed" if wanted is None else f"sigmas are learned from {wanted}"
+        self.say(f"Watched: {pictures} of {ENOUGH} pictures of this model, guidance and size; {then}.")
+
+    def _learned(
+        self, key: str, known: Profile | None, sampler: Any, sampling: Any, sigmas: Tensor
+    ) -> Tensor:
+        """Those learned for the sampler, as many; those given where there are none, or none are wanted."""
+        learned = None if known is None or not self.replaces else learned_from(known)
+        steps = len(sigmas) - 1
+        if learned is None or steps > MAX_REFINED_STEPS:
+            return sigmas
+        pictures = len(learned.states)
+        try:
+            place = (key, pictures, steps, digest_of(sampler))
+            if place not in self.grids:
+                measured = Measured(sampling, linearize(learned), "")
+                self.grids[place] = measured.sigmas(steps, 1.0, solver_of(sampler, sampling))
+        except (Unreadable, Untraceable) as why:
+            self.say(f"The sampler keeps its sigmas: {why}.")
+            return sigmas
+        self.say(f"Sampled on sigmas learned from {pictures} pictures, {steps} steps.")
+        return self.grids[place].to(sigmas)
+
+
+class Recorder:
+    """A sampler's callback that keeps predictions on their device, and calls the one given."""
+
+    def __init__(self, callback: Callable[..., Any], start: Tensor) -> None:
+        """start [B, ...]: the state from which the sampler begins."""
+        self._callback, self._start = callback, start
+        self._kept = kept_numbers(start[0].numel())
+        self._steps: list[int] = []
+        self._denoised: list[Tensor] = []
+        self._first_state: Tensor | None = None
+
+    def __call__(self, step: int, denoised: Tensor, x: Tensor, total: int) -> Any:
+        if self._first_state is None:
+            self._kept = self._kept.to(x.device)
+            self._first_state = self._part(x)
+        self._steps.append(step)
+        self._denoised.append(self._part(denoised))
+        return self._callback(step, denoised, x, total)
+
+    def run(self, sigmas: Tensor) -> Run | None:
+        """Over sigmas [N + 1]. None unless every step was reported once, after its first prediction."""
+        if self._first_state is None or self._steps != list(range(len(sigmas) - 1)):
+            return None
+        self._kept = self._kept.to(self._start.device)
+        start, reported = self._part(self._start).cpu(), self._first_state.cpu()
+        if bool((reported - start).norm() > SAME_STATE_RTOL * start.norm()):
+            return None
+        return Run(sigmas[:-1].cpu(), reported, torch.stack(self._denoised).cpu())
+
+    def _part(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, self._kept]
+
+
+def _why_not(sigmas: Tensor, sampling: Any, shapes: list[Any], denoise_mask: Tensor | None) -> str | None:
+    if len(shapes) > 1:
+        return "the model samples several latents at once"
+    if denoise_mask is not None:
+        return "only a part of the picture is sampled"
+    return why_not(sigmas, float(sampling.sigma_max))
+
+
+def _key(guider: Any, shape: torch.Size) -> str:
+    """Of what a run tells: the guider without the watcher, and the resolution class. Raises Unreadable."""
+    guider = copy.copy(guider)
+    guider.model_patcher = unwatched(guider.model_patcher)
+    guider.model_options = _without_watcher(guider.model_options)
+    return repr(("watched", guider_identity(guider), resolution_class(shape)))
+
+
+def _without_watcher(options: dict[str, Any]) -> dict[str, Any]:
+    """Core copies a MODEL's wrappers to several places among the options of a guider that samples."""
+    return {
+        name: _without_watcher(value) if isinstance(value, dict) else value
+        for name, value in options.items()
+        if name != KEY
+    }
