@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..stability.profile import Effort, Profile, level_sigmas, measure
+from ..stability.watched import Run
 from ._mixture import IsotropicMixture, flow, variance_exploding
 
 CALIBRATION_SEED, SEED = 7, 100
@@ -28,6 +29,8 @@ class Case:
     ends: Callable[[Tensor, str], Tensor]
     judge: Callable[[Tensor, Tensor], dict[str, float]]
     bound: Callable[[Tensor], Tensor] | None = None
+    watched: Callable[[Tensor, str, int], Run] | None = None
+    """What is watched of so many other pictures, made on a grid by a solver."""
 
 
 def mixture_cases(seeds: int) -> Iterable[Case]:

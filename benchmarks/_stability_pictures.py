@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..stability.profile import Effort, Profile
+from ..stability.watched import Recorder, Run
 from ..tiny import reader
 from ..tiny.evaluate import test_captions
+from ._draft_subjects import pipeline_of
 from ._stability_mixtures import CALIBRATION_SEED, SEED, Case
 
-TINY = Path(__file__).resolve().parents[1] / "tiny"
-LATENT = (4, 12, 12)
+SIZE = (12, 12)
+PIPELINES = {
+    "teacher": ("tiny/teacher", "tiny teacher"),
+    "unet": ("tiny", "tiny student"),
+    "flow": ("tiny/flow", "tiny/flow"),
+    "flow student": ("tiny/flow/student", "tiny/flow student"),
+}
+"""The pipeline of each network, and what rows call it."""
 BATCH = 16
 GUIDANCE = 4.0
 
@@ -34,50 +41,62 @@ def picture_cases(quick: bool) -> Iterable[Case]:
         yield picture_case("unet", 1.0, seeds)
 
 
-def picture_case(folder: str, cfg: float, seeds: int) -> Case:
+def picture_case(name: str, cfg: float, seeds: int) -> Case:
+    """name: of ``PIPELINES``; at CFG 1 a student is guided by its input."""
     import comfy.sample
     from comfy.samplers import sampler_object
 
     from ..stability.subject import Subject, measure_model
-    from ..students.loader import Source, load_unet
-    from ..students.pipeline import load_clip, load_vae
 
-    model, clip, vae = load_unet(Source(TINY / folder, folder)), load_clip(TINY, []), load_vae(TINY)
-    captions = test_captions(SEED, seeds, (1, 2))
-    noise = torch.randn(seeds, *LATENT, generator=torch.Generator().manual_seed(SEED))
+    pipeline, told = PIPELINES[name]
+    model, clip, vae = pipeline_of(pipeline)
+    shape = (vae.latent_channels, *SIZE)
+
+    @functools.cache
+    def encoded(text: str) -> tuple[Tensor, dict[str, Any]]:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
 
     def condition(texts: list[str]) -> list[Any]:
-        rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in texts]
-        return [[torch.cat(rows), {"guidance": GUIDANCE}]]
+        rows = [encoded(text) for text in texts]
+        pooled = [row[1].get("pooled_output") for row in rows]
+        options = {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}
+        return [[torch.cat([row[0] for row in rows]), {**options, "guidance": GUIDANCE}]]
+
+    def noise(seed: int, rows: int) -> Tensor:
+        return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))
+
+    def sample(x: Tensor, texts: list[str], grid: Tensor, solver: str, callback: Any = None) -> Tensor:
+        made = (condition(texts), condition([""]), torch.zeros_like(x))
+        sampler, sigmas = sampler_object(solver), grid.float()
+        return comfy.sample.sample_custom(
+            model, x, cfg, sampler, sigmas, *made, callback=callback, disable_pbar=True, seed=SEED
+        )
 
     references: list[float] = []
-    empty, positives = condition([""]), condition([str(caption) for caption in captions])[0][0]
+    captions = test_captions(SEED, seeds, (1, 2))
 
     def profile(effort: Effort) -> Profile:
         prompt = condition([str(test_captions(CALIBRATION_SEED, 2, (2,))[0])])
-        latent = {"samples": torch.zeros(effort.probes, *LATENT)}
+        latent = {"samples": torch.zeros(effort.probes, *shape)}
         return measure_model(
-            Subject(model, prompt, empty, cfg, latent, CALIBRATION_SEED), effort, lambda made, of: None
+            Subject(model, prompt, condition([""]), cfg, latent, CALIBRATION_SEED),
+            effort,
+            lambda made, of: None,
         )
 
     def ends(grid: Tensor, solver: str) -> Tensor:
-        return torch.cat(
-            [
-                comfy.sample.sample_custom(
-                    model,
-                    some,
-                    cfg,
-                    sampler_object(solver),
-                    grid.float(),
-                    [[context, {"guidance": GUIDANCE}]],
-                    empty,
-                    torch.zeros_like(some),
-                    disable_pbar=True,
-                    seed=SEED,
-                )
-                for some, context in zip(noise.split(BATCH), positives.split(BATCH), strict=True)
-            ]
-        )
+        texts = [str(caption) for caption in captions]
+        batches = zip(noise(SEED, seeds).split(BATCH), range(0, seeds, BATCH), strict=True)
+        return torch.cat([sample(x, texts[n : n + BATCH], grid, solver) for x, n in batches])
+
+    def watched(grid: Tensor, solver: str, pictures: int) -> Run:
+        texts = [str(caption) for caption in test_captions(CALIBRATION_SEED, pictures, (1, 2))]
+        x = noise(CALIBRATION_SEED, pictures)
+        recorder = Recorder(lambda *_: None, float(grid[0]) * x)
+        sample(x, texts, grid, solver, recorder)
+        run = recorder.run(grid)
+        assert run is not None
+        return run
 
     def judge(ends: Tensor, reference: Tensor) -> dict[str, float]:
         if not references:
@@ -88,5 +107,6 @@ def picture_case(folder: str, cfg: float, seeds: int) -> Case:
         pixels = vae.decode(latents).mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
         return 100 * reader.accuracy(captions, [Image.fromarray(picture.numpy()) for picture in pixels])
 
-    name = f"tiny {'student, g 4' if folder == 'unet' else f'teacher, CFG {cfg:g}'}"
-    return Case(name, model.get_model_object("model_sampling"), functools.cache(profile), ends, judge)
+    guided = f"g {GUIDANCE:g}" if told.endswith("student") else f"CFG {cfg:g}"
+    sampling = model.get_model_object("model_sampling")
+    return Case(f"{told}, {guided}", sampling, functools.cache(profile), ends, judge, watched=watched)

@@ -74,7 +74,12 @@ APART = ("DizzyDiffDistillGuidance", "DizzyDiffExportLoRA", "DizzyDiffCluster", 
 the one that makes 14 grids: they have tests of their own.
 """
 SOURCES: Mapping[str, list[tuple[str, int]]] = {
-    "MODEL": [("DizzyDiffLoadPipeline", 0), ("DizzyDiffLoadStudent", 0), ("DizzyDiffDevices", 0)],
+    "MODEL": [
+        ("DizzyDiffLoadPipeline", 0),
+        ("DizzyDiffLoadStudent", 0),
+        ("DizzyDiffDevices", 0),
+        ("DizzyDiffWatchStability", 0),
+    ],
     "CLIP": [("DizzyDiffLoadPipeline", 1)],
     "CONDITIONING": [("CLIPTextEncode", 0), ("DizzyDiffStudentGuidance", 0), ("ConditioningZeroOut", 0)],
     "LATENT": [("EmptyLatentImage", 0), ("DizzyDiffGuidanceSweep", 1), ("DizzyDiffDraftRefineKSampler", 0)],

@@ -8,7 +8,9 @@ measured: a grid is then made for what D does along the trajectories.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ MOST_NUMBERS = 65_536
 """Of a picture's latent that are kept: lengths are then right to about 0.5 %, whatever the size."""
 PURE_NOISE = 0.75
 """The share of a model's highest sigma at which a run has to begin."""
+SAME_STATE_RTOL = 0.02
+"""Of a run's first state: less than what a step changes, more than rounding and core's sqrt(1 + sigma^2)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,39 @@ class Run:
     """x at the first of them [B, d]."""
     denoised: Tensor
     """D [N, B, d]."""
+
+
+class Recorder:
+    """A sampler's callback that keeps predictions on their device, and calls the one given."""
+
+    def __init__(self, callback: Callable[..., Any], start: Tensor) -> None:
+        """start [B, ...]: the state from which the sampler begins."""
+        self._callback, self._start = callback, start
+        self._kept = kept_numbers(start[0].numel())
+        self._steps: list[int] = []
+        self._denoised: list[Tensor] = []
+        self._first_state: Tensor | None = None
+
+    def __call__(self, step: int, denoised: Tensor, x: Tensor, total: int) -> Any:
+        if self._first_state is None:
+            self._kept = self._kept.to(x.device)
+            self._first_state = self._part(x)
+        self._steps.append(step)
+        self._denoised.append(self._part(denoised))
+        return self._callback(step, denoised, x, total)
+
+    def run(self, sigmas: Tensor) -> Run | None:
+        """Over sigmas [N + 1]. None unless every step was reported once, after its first prediction."""
+        if self._first_state is None or self._steps != list(range(len(sigmas) - 1)):
+            return None
+        self._kept = self._kept.to(self._start.device)
+        start, reported = self._part(self._start).cpu(), self._first_state.cpu()
+        if bool((reported - start).norm() > SAME_STATE_RTOL * start.norm()):
+            return None
+        return Run(sigmas[:-1].cpu(), reported, torch.stack(self._denoised).cpu())
+
+    def _part(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, self._kept]
 
 
 def kept_numbers(numel: int) -> Tensor:

@@ -23,11 +23,9 @@ from .measured import Measured, resolution_class
 from .profile import Profile
 from .samplers import solver_of
 from .store import Store
-from .watched import ENOUGH, FEW, Run, added, kept_numbers, learned_from, profile_of, why_not
+from .watched import ENOUGH, FEW, Recorder, Run, added, learned_from, profile_of, why_not
 
 KEY = "dizzydiff_watch"
-SAME_STATE_RTOL = 0.02
-"""Of a run's first state: less than what a step changes, more than rounding and core's sqrt(1 + sigma^2)."""
 
 
 def watched(model: Any, watcher: Watcher) -> Any:
@@ -136,39 +134,6 @@ class Watcher:
             return sigmas
         self.say(f"Sampled on sigmas learned from {pictures} pictures, {steps} steps.")
         return self.grids[place].to(sigmas)
-
-
-class Recorder:
-    """A sampler's callback that keeps predictions on their device, and calls the one given."""
-
-    def __init__(self, callback: Callable[..., Any], start: Tensor) -> None:
-        """start [B, ...]: the state from which the sampler begins."""
-        self._callback, self._start = callback, start
-        self._kept = kept_numbers(start[0].numel())
-        self._steps: list[int] = []
-        self._denoised: list[Tensor] = []
-        self._first_state: Tensor | None = None
-
-    def __call__(self, step: int, denoised: Tensor, x: Tensor, total: int) -> Any:
-        if self._first_state is None:
-            self._kept = self._kept.to(x.device)
-            self._first_state = self._part(x)
-        self._steps.append(step)
-        self._denoised.append(self._part(denoised))
-        return self._callback(step, denoised, x, total)
-
-    def run(self, sigmas: Tensor) -> Run | None:
-        """Over sigmas [N + 1]. None unless every step was reported once, after its first prediction."""
-        if self._first_state is None or self._steps != list(range(len(sigmas) - 1)):
-            return None
-        self._kept = self._kept.to(self._start.device)
-        start, reported = self._part(self._start).cpu(), self._first_state.cpu()
-        if bool((reported - start).norm() > SAME_STATE_RTOL * start.norm()):
-            return None
-        return Run(sigmas[:-1].cpu(), reported, torch.stack(self._denoised).cpu())
-
-    def _part(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[:, self._kept]
 
 
 def _why_not(sigmas: Tensor, sampling: Any, shapes: list[Any], denoise_mask: Tensor | None) -> str | None:

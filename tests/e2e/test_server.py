@@ -36,6 +36,7 @@ NODES = [
     "DizzyDiffStepsNeeded",
     "DizzyDiffStudentGuidance",
     "DizzyDiffStudentSampler",
+    "DizzyDiffWatchStability",
 ]
 
 
