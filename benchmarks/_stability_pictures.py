@@ -58,8 +58,8 @@ def picture_case(name: str, cfg: float, seeds: int) -> Case:
 
     def condition(texts: list[str]) -> list[Any]:
         rows = [encoded(text) for text in texts]
-        pooled = [row[1].get("pooled_output") for row in rows]
-        options = {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}
+        pooled = [row[1]["pooled_output"] for row in rows if row[1].get("pooled_output") is not None]
+        options = {"pooled_output": torch.cat(pooled)} if pooled else {}
         return [[torch.cat([row[0] for row in rows]), {**options, "guidance": GUIDANCE}]]
 
     def noise(seed: int, rows: int) -> Tensor:

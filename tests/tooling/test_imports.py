@@ -45,6 +45,7 @@ MEET_COMFYUI = {
     "stability.samplers",
     "stability.scheduler",
     "stability.subject",
+    "stability.watching",
     "students.bypass",
     "students.core_families",
     "students.distill.failures",
