@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from devtools.server import Server
@@ -297,3 +298,28 @@ def test_a_path_out_of_the_models_folders_is_refused(name: str, comfy_server: Se
         comfy_server.request("/prompt", {"prompt": load_student(name)})
     assert refused.value.code == 400
     assert comfy_server.request("/system_stats")
+
+
+def test_a_watched_model_learns_from_the_pictures_that_a_server_makes(
+    comfy_server: Server, root: Path
+) -> None:
+    """Three pictures as they would be without; then the sampler's sigmas are those learned."""
+
+    def pictures(seed: int, watched: bool) -> list[bytes]:
+        prompt = good_prompt(root, 3.75)
+        (sampler,) = [node for node in prompt.values() if node["class_type"] == "KSampler"]
+        (size,) = [node for node in prompt.values() if node["class_type"] == "EmptyLatentImage"]
+        sampler["inputs"] |= {"seed": seed, "steps": 12}
+        size["inputs"]["batch_size"] = 3
+        if watched:
+            inputs = {"model": sampler["inputs"]["model"], "replace_sigmas": True}
+            prompt["watch"] = {"class_type": "DizzyDiffWatchStability", "inputs": inputs}
+            sampler["inputs"]["model"] = ["watch", 0]
+        ran = comfy_server.run(prompt)
+        assert ran["status"]["status_str"] == "success", ran["status"]
+        (saved,) = [output["images"] for output in ran["outputs"].values() if "images" in output]
+        return [Image.open(comfy_server.output / image["filename"]).tobytes() for image in saved]
+
+    assert pictures(1, watched=True) == pictures(1, watched=False)
+    assert pictures(2, watched=True) != pictures(2, watched=False)
+    assert list((comfy_server.base / "user").rglob("stability/*.safetensors"))
