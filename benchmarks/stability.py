@@ -72,7 +72,7 @@ def compare(case: Case, settings: Iterable[tuple[str, int]], reference_steps: in
     reference = case.ends(torch.cat([fine, fine.new_zeros(1)]), "dpmpp_2m")
     length = reference.double().square().sum()
     models = {"thorough": (linearize(thorough), thorough.calls), "quick": (linearize(quick), quick.calls)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for solver, n in settings:
         errors: dict[str, Tensor] = {}
         for name, (grid, calls) in grids_of(case, models, dense, SOLVERS[solver], n).items():
