@@ -172,7 +172,7 @@ class StabilityGrid(io.ComfyNode):
             )
         if sampler is not None:
             return io.NodeOutput(profile.sigmas_of(sampler, steps, denoise, base_blend, say=say))
-        return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend))
+        return io.NodeOutput(profile.sigmas(steps, denoise, SOLVERS[solver], base_blend, say=say))
 
 
 class StabilitySampler(io.ComfyNode):

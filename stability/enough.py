@@ -38,13 +38,17 @@ def forecast_of(
 
     def error_of(steps: int) -> float:
         progress(COUNTS.index(steps), len(COUNTS))
-        return relative_error(model, measured.sigmas(steps, denoise, chosen, share), chosen)
+        return relative_error(model, measured.sigmas(steps, denoise, chosen, share, say=_unsaid), chosen)
 
     try:
         return forecast(error_of, tolerance)
     except Untraceable as why:
         say(f"No error is foretold for this sampler: {why}.")
         return None
+
+
+def _unsaid(word: str) -> None:
+    """Of grids that are looked at and not given."""
 
 
 def fewest_steps(

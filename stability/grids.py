@@ -14,7 +14,7 @@ from . import curves
 from .equidistribution import equidistribute
 from .errors import BadBlend, BadSteps
 from .linearized import TABLE_POINTS, LinearizedModel
-from .refine import DAMPINGS, loss, refine
+from .refine import DAMPINGS, loss, refine, strays
 from .solvers import Solver
 from .traced import TracedSolver
 
@@ -30,6 +30,9 @@ REFINED_STARTS = 2
 """How many of the best starts are refined: the loss has local minima."""
 DENSITY_FLOOR = 1e-3
 """Of a density's maximum: what is hardly measurable still gets points."""
+
+LEAST_GAIN = 1e-3
+"""In widths of states: what nobody sees, and more than the tables' straight lines are off by."""
 
 Scheduler = Callable[[int], Tensor]
 """N -> sigmas [N + 1]."""
@@ -67,6 +70,20 @@ def _traced_grid(model: LinearizedModel, steps: int, solver: TracedSolver, given
     best = starts[int(loss(model, torch.stack(starts), solver).argmin())]
     calls = steps * (steps + 1 + len(DAMPINGS))
     return refine(model, best, solver, min(MAX_TRACED_ITERATIONS, MAX_TRACED_CALLS // calls))
+
+
+def gains(model: LinearizedModel, grid: Tensor, base: Tensor, solver: Solver) -> bool:
+    """Whether the solver, replayed, strays less on ``grid`` than on ``base``, both [N + 1], by more than the
+    standard error over probes of the difference, and by what can be seen. True where ``base`` is no grid of N
+    steps for this model.
+    """
+    usable = _usable(model, base, len(grid) - 1)
+    if usable is None:
+        return True
+    of_grid, of_base = strays(model, torch.stack([grid.double(), usable]), solver)
+    gained = of_base - of_grid
+    error = float(gained.std(correction=0)) / max(1, len(gained) - 1) ** 0.5
+    return float(gained.mean()) > max(error, LEAST_GAIN)
 
 
 def for_denoise(make: Scheduler, steps: int, denoise: float) -> Tensor:

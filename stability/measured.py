@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common.dry_run import Untraceable
 from ..common.messages import Say, warn
 from .errors import CannotMeasure
-from .grids import blend, for_denoise, make_grid
+from .grids import blend, for_denoise, gains, make_grid
 from .guiders import guider_identity
 from .identity import Unreadable, conditioning_digest, identity
 from .linearized import LinearizedModel, linearize
@@ -45,18 +45,20 @@ class Measured:
     linearized: LinearizedModel | None
     origin: str
 
-    def sigmas(self, steps: int, denoise: float, solver: Solver, share: float = 0.0) -> Tensor:
+    def sigmas(
+        self, steps: int, denoise: float, solver: Solver, share: float = 0.0, *, say: Say = warn
+    ) -> Tensor:
         """SIGMAS [steps + 1] in fp32 for a solver; ``share`` in [0, 1] of core's simple grid
-        is mixed in.
+        is mixed in. Core's simple ones, with a word, where nothing is gained on them.
         """
-        return for_denoise(lambda n: self._whole(n, solver, share), steps, denoise).float()
+        return for_denoise(lambda n: self._whole(n, solver, share, say), steps, denoise).float()
 
     def sigmas_of(
         self, sampler: Any, steps: int, denoise: float, share: float = 0.0, *, say: Say = warn
     ) -> Tensor:
         """SIGMAS for a SAMPLER: core's simple ones, with a word, where none can be made for it."""
         try:
-            return self.sigmas(steps, denoise, solver_of(sampler, self.sampling), share)
+            return self.sigmas(steps, denoise, solver_of(sampler, self.sampling), share, say=say)
         except Untraceable as why:
             say(f"No stability grid for this sampler: {why}. Core's {FALLBACK} sigmas are used.")
             return for_denoise(lambda n: fallback_grid(self.sampling, n), steps, denoise).float()
@@ -76,13 +78,17 @@ class Measured:
             say(f"No error is foretold for this sampler: {why}.")
             return None
 
-    def _whole(self, steps: int, solver: Solver, share: float) -> Tensor:
+    def _whole(self, steps: int, solver: Solver, share: float, say: Say) -> Tensor:
         simple = fallback_grid(self.sampling, steps)
         if self.linearized is None:
             warn(self.origin)
             return simple
         others = scheduled_grids(self.sampling, steps).values()
-        return blend(make_grid(self.linearized, steps, solver, list(others)), simple, share)
+        grid = make_grid(self.linearized, steps, solver, list(others))
+        if not gains(self.linearized, grid, simple, solver):
+            say(f"Nothing is gained on core's {FALLBACK} sigmas for this model and solver: they are used.")
+            return simple
+        return blend(grid, simple, share)
 
 
 def fallback_grid(sampling: Any, steps: int) -> Tensor:

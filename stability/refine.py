@@ -51,17 +51,20 @@ def deviations(model: LinearizedModel, grids: Tensor, solver: Solver, start: Ten
 
 
 def loss(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
-    """[G]: mean over probes of l / sqrt(1 + l^2), l the length of a probe's :func:`deviations`, plus the
-    solver's price of uneven steps.
+    """[G]: the mean over probes of :func:`strays`, plus the solver's price of uneven steps."""
+    bends = _second_differences(_gaps(model, grids).log())
+    return strays(model, grids, solver).mean(-1) + solver.unevenness_price * bends.square().sum(-1)
+
+
+def strays(model: LinearizedModel, grids: Tensor, solver: Solver) -> Tensor:
+    """[G, P] in [0, 1): l / sqrt(1 + l^2), l the length of a probe's :func:`deviations`.
 
     The quotient bounds a probe's share. One that strays by the width of states has become another image, and
     by how far does not matter: where trajectories fold, what is linear explodes, and one such probe would
     decide for all that can still be kept.
     """
     lengths = _lengths(deviations(model, grids, solver))
-    bends = _second_differences(_gaps(model, grids).log())
-    bounded = lengths / torch.hypot(lengths, torch.ones_like(lengths))
-    return bounded.mean(-1) + solver.unevenness_price * bends.square().sum(-1)
+    return lengths / torch.hypot(lengths, torch.ones_like(lengths))
 
 
 def refine(model: LinearizedModel, grid: Tensor, solver: Solver, iterations: int = MAX_ITERATIONS) -> Tensor:

@@ -42,7 +42,7 @@ def sigmas(sampling: Any, steps: int, say: Say) -> Tensor:
     """
     measured: Measured | None = getattr(sampling, MEASURED, None)
     if measured is not None and measured.linearized is not None:
-        return measured.sigmas(steps, 1.0, DPMPP_2M)
+        return measured.sigmas(steps, 1.0, DPMPP_2M, say=say)
     say(NOTHING_MEASURED if measured is None else measured.origin)
     return fallback_grid(sampling, steps).float()
 

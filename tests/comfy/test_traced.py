@@ -164,6 +164,32 @@ def test_a_sampler_that_cannot_be_traced_gets_cores_sigmas(
     assert "No stability grid for this sampler" in caplog.text
 
 
+@pytest.mark.parametrize("sampler", ["euler", "deis"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_where_nothing_is_gained_core_s_grid_is_given_and_a_sentence_says_so(
+    sampler: str, share: float
+) -> None:
+    """Of a model whose D is the same everywhere, every grid is exact."""
+    levels = level_sigmas(
+        *(float(getattr(sampling(False), end)) for end in ("sigma_max", "sigma_min")), 12, False
+    )
+    noise = torch.randn(3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    still = measure(
+        lambda x, sigma: torch.ones_like(x), levels[0] * noise, levels, 1, False, lambda done, total: None
+    )
+    said: list[str] = []
+    measured = Measured(sampling(False), linearize(still), "measured here")
+    sigmas = measured.sigmas_of(comfy.samplers.sampler_object(sampler), 7, 1.0, share, say=said.append)
+    torch.testing.assert_close(sigmas, comfy.samplers.calculate_sigmas(sampling(False), "simple", 7))
+    assert said == ["Nothing is gained on core's simple sigmas for this model and solver: they are used."]
+
+
+def test_where_something_is_gained_no_such_sentence_is_said() -> None:
+    said: list[str] = []
+    Measured(sampling(False), model(), "measured here").sigmas(6, 1.0, DPMPP_2M, say=said.append)
+    assert not said
+
+
 def test_a_connected_sampler_decides_the_grid() -> None:
     measured = Measured(sampling(False), model(), "measured here")
     by_sampler = measured.sigmas_of(comfy.samplers.sampler_object("deis"), 5, 1.0)

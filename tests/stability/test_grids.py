@@ -277,6 +277,39 @@ def test_blend_goes_from_one_grid_to_the_other() -> None:
             grids.blend(first, second, share)
 
 
+@pytest.mark.parametrize("probes", [1, 3])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda s: s.name)
+def test_nothing_is_gained_where_no_grid_makes_an_error(solver: Solver, probes: int) -> None:
+    """D that is the same everywhere, as of a single image: every grid ends there exactly."""
+    sigmas = level_sigmas(SIGMA_MAX, SIGMA_MIN, 12, False)
+    noise = torch.randn(probes, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    profile = measure(
+        lambda x, sigma: torch.ones_like(x), SIGMA_MAX * noise, sigmas, 1, False, lambda done, total: None
+    )
+    still = linearize(profile)
+    even = grids.end_in_zero(torch.linspace(SIGMA_MAX, 0, 7, dtype=torch.float64))
+    assert not grids.gains(still, grids.make_grid(still, 6, solver, [even]), even, solver)
+
+
+def test_what_is_gained_counts_beyond_its_standard_error_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three probes that stray 0.2 less on the grid: a standard error of 0.06, then of 0.23."""
+    r = linearized()
+    made = grids.make_grid(r, 8, EULER)
+    even = grids.end_in_zero(torch.linspace(SIGMA_MAX, 0, 9, dtype=torch.float64))
+    assert grids.gains(r, made, even, EULER)
+    assert not grids.gains(r, even, made, EULER)
+    for spread, gained in ((0.1, True), (0.4, False)):
+        far = torch.tensor([[0.5] * 3, [0.7 - spread, 0.7, 0.7 + spread]], dtype=torch.float64)
+        monkeypatch.setattr(grids, "strays", lambda model, both, solver, far=far: far)
+        assert grids.gains(r, made, even, EULER) is gained
+
+
+def test_all_is_gained_on_what_is_no_grid_of_so_many_steps() -> None:
+    r = linearized()
+    poor = grids.end_in_zero(torch.linspace(SIGMA_MAX, 0, 9, dtype=torch.float64))
+    assert grids.gains(r, poor, grids.make_grid(r, 5, EULER), EULER)
+
+
 def test_dynamic_programming_finds_the_cheapest_path() -> None:
     """Against all paths of three steps over five levels."""
     paths = [(i, j) for i in range(1, 4) for j in range(i + 1, 5)]
