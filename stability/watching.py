@@ -15,11 +15,11 @@ from torch import Tensor
 from ..common.alpha import is_flow
 from ..common.dry_run import Untraceable
 from ..common.messages import Say
-from .grids import MAX_REFINED_STEPS
+from .grids import MAX_REFINED_STEPS, gains, make_grid
 from .guiders import guider_identity
 from .identity import Unreadable, digest_of
 from .linearized import linearize
-from .measured import Measured, resolution_class
+from .measured import resolution_class, scheduled_grids
 from .profile import Profile
 from .samplers import solver_of
 from .store import Store
@@ -54,7 +54,7 @@ class Watcher:
     anew: bool
     """Whether what the store holds at first is forgotten."""
     say: Say
-    grids: dict[Any, Tensor] = field(default_factory=dict)
+    grids: dict[Any, Tensor | None] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
 
     def __call__(
@@ -125,15 +125,28 @@ class Watcher:
             return sigmas
         pictures = len(learned.states)
         try:
-            place = (key, pictures, steps, digest_of(sampler))
+            place = (key, pictures, digest_of(sampler), tuple(sigmas.tolist()))
             if place not in self.grids:
-                measured = Measured(sampling, linearize(learned), "")
-                self.grids[place] = measured.sigmas(steps, 1.0, solver_of(sampler, sampling))
+                self.grids[place] = _gaining(learned, sampler, sampling, sigmas)
         except (Unreadable, Untraceable) as why:
             self.say(f"The sampler keeps its sigmas: {why}.")
             return sigmas
+        grid = self.grids[place]
+        if grid is None:
+            self.say(f"The sampler keeps its sigmas: by {pictures} pictures nothing is gained on them.")
+            return sigmas
         self.say(f"Sampled on sigmas learned from {pictures} pictures, {steps} steps.")
-        return self.grids[place].to(sigmas)
+        return grid.to(sigmas)
+
+
+def _gaining(learned: Profile, sampler: Any, sampling: Any, sigmas: Tensor) -> Tensor | None:
+    """As many sigmas, on which the sampler strays less than on those given; None where it does not. Raises
+    Untraceable.
+    """
+    model, solver, given = linearize(learned), solver_of(sampler, sampling), sigmas.cpu().double()
+    steps = len(sigmas) - 1
+    grid = make_grid(model, steps, solver, [given, *scheduled_grids(sampling, steps).values()])
+    return grid if gains(model, grid, given, solver) else None
 
 
 def _why_not(sigmas: Tensor, sampling: Any, shapes: list[Any], denoise_mask: Tensor | None) -> str | None:
