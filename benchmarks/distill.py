@@ -72,22 +72,37 @@ class Subject:
 
     def sampled(self, model: Any, g: float, cfg: float, steps: int, rows: slice = slice(None)) -> Tensor:
         """Latents of the captions by euler and core's simple sigmas."""
-        return self._from_noise(model, g, cfg, steps, self.noise[rows], self.context[rows])
+        return self.walked(model, g, cfg, self.levels(steps), self.noise[rows], self.context[rows])
+
+    def levels(self, steps: int) -> Tensor:
+        """Core's simple sigmas."""
+        import comfy.samplers
+
+        return comfy.samplers.calculate_sigmas(
+            self.teacher.get_model_object("model_sampling"), "simple", steps
+        )
 
     def seeds(self, model: Any, g: float, cfg: float, steps: int, caption: str) -> list[Image.Image]:
         """Pictures of one caption, each from a noise of its own."""
         generator = torch.Generator().manual_seed(SEED + 2)
         noise = torch.randn(self.effort.seeds, *self.noise.shape[1:], generator=generator)
         context = self.encode(caption)[0][0].expand(len(noise), -1, -1)
-        return self.pictures(self._from_noise(model, g, cfg, steps, noise, context))
+        return self.pictures(self.walked(model, g, cfg, self.levels(steps), noise, context))
 
-    def _from_noise(
-        self, model: Any, g: float, cfg: float, steps: int, noise: Tensor, context: Tensor
+    def walked(
+        self,
+        model: Any,
+        g: float,
+        cfg: float,
+        sigmas: Tensor,
+        noise: Tensor,
+        context: Tensor,
+        latents: Tensor | None = None,
     ) -> Tensor:
+        """Euler steps over ``sigmas``, from ``latents`` with noise."""
         import comfy.sample
         import comfy.samplers
 
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
         return comfy.sample.sample_custom(
             model,
             noise,
@@ -96,7 +111,7 @@ class Subject:
             sigmas,
             [[context, {"guidance": g}]],
             self.encode(""),
-            torch.zeros_like(noise),
+            torch.zeros_like(noise) if latents is None else latents,
             disable_pbar=True,
             seed=SEED,
         )
