@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Students distilled from the embedded teacher: prediction error and prompt accuracy over g (stage one),
-accuracy over steps and g (stage two), the cost of a picture, and the speed of training beside a plain
-diffusers LoRA loop. Accuracy is the reader's, percent."""
+accuracy over steps and g (stage two), how much pictures of one caption differ, the cost of a picture, and the
+speed of training beside a plain diffusers LoRA loop. Accuracy is the reader's, percent."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tiny"
 SCALES = (1, 2, 4, 8)
 SEED = 51
+DIVERSE_CAPTIONS = ("a red circle on white", "a blue square on gray", "a green triangle on white")
+"""They leave place and size open."""
+DIVERSE_SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,15 @@ class Effort:
     captions: int
     prompts: int
     loop_updates: int
+    seeds: int
 
 
-QUICK = Effort(updates=60, step_updates=12, batch=8, steps=2, captions=16, prompts=100, loop_updates=4)
-FULL = Effort(updates=2000, step_updates=400, batch=32, steps=1, captions=300, prompts=2000, loop_updates=40)
+QUICK = Effort(
+    updates=60, step_updates=12, batch=8, steps=2, captions=16, prompts=100, loop_updates=4, seeds=8
+)
+FULL = Effort(
+    updates=2000, step_updates=400, batch=32, steps=1, captions=300, prompts=2000, loop_updates=40, seeds=64
+)
 
 
 class Subject:
@@ -63,35 +71,64 @@ class Subject:
         return self.embedded.job(file, self.prompts, replace(PLAN, batch=self.effort.batch, **changes))
 
     def sampled(self, model: Any, g: float, cfg: float, steps: int, rows: slice = slice(None)) -> Tensor:
-        """Latents by euler and core's simple sigmas."""
+        """Latents of the captions by euler and core's simple sigmas."""
+        return self.walked(model, g, cfg, self.levels(steps), self.noise[rows], self.context[rows])
+
+    def levels(self, steps: int) -> Tensor:
+        """Core's simple sigmas."""
+        import comfy.samplers
+
+        return comfy.samplers.calculate_sigmas(
+            self.teacher.get_model_object("model_sampling"), "simple", steps
+        )
+
+    def seeds(self, model: Any, g: float, cfg: float, steps: int, caption: str) -> list[Image.Image]:
+        """Pictures of one caption, each from a noise of its own."""
+        generator = torch.Generator().manual_seed(SEED + 2)
+        noise = torch.randn(self.effort.seeds, *self.noise.shape[1:], generator=generator)
+        context = self.encode(caption)[0][0].expand(len(noise), -1, -1)
+        return self.pictures(self.walked(model, g, cfg, self.levels(steps), noise, context))
+
+    def walked(
+        self,
+        model: Any,
+        g: float,
+        cfg: float,
+        sigmas: Tensor,
+        noise: Tensor,
+        context: Tensor,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Euler steps over ``sigmas``, from ``latents`` with noise."""
         import comfy.sample
         import comfy.samplers
 
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-        noise = self.noise[rows]
         return comfy.sample.sample_custom(
             model,
             noise,
             cfg,
             comfy.samplers.sampler_object("euler"),
             sigmas,
-            [[self.context[rows], {"guidance": g}]],
+            [[context, {"guidance": g}]],
             self.encode(""),
-            torch.zeros_like(noise),
+            torch.zeros_like(noise) if latents is None else latents,
             disable_pbar=True,
             seed=SEED,
         )
 
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        pixels = self.vae.decode(latents).mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+        return [Image.fromarray(picture.numpy()) for picture in pixels]
+
     def accuracy(self, latents: Tensor) -> float:
         from ..tiny import reader
 
-        pixels = self.vae.decode(latents).mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
-        return 100 * reader.accuracy(self.captions, [Image.fromarray(picture.numpy()) for picture in pixels])
+        return 100 * reader.accuracy(self.captions, self.pictures(latents))
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "picture" and
-    "training".
+    """Rows of kinds "stage one" (one a g), "stage two" (one a number of steps and g), "diversity" (one a
+    number of steps), "picture" and "training".
     """
     from ..devtools.inprocess import enter_comfyui
 
@@ -102,6 +139,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return [
         *stage_one(subject, students[0]),
         *stage_two(subject, students),
+        *diversity(subject, students),
         cost_of_a_picture(subject, students[0]),
         training_speed(subject),
     ]
@@ -219,6 +257,34 @@ def stage_two(subject: Subject, students: list[Any]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def diversity(subject: Subject, students: list[Any]) -> list[dict[str, Any]]:
+    """How far place and size of the one thing in a caption differ over seeds, pixels, a mean over captions.
+
+    Pictures that show more or less than one thing are left out: what is scattered over a broken picture is no
+    diversity.
+    """
+    from ..tiny import reader
+
+    def row(who: str, model: Any, cfg: float, steps: int) -> dict[str, Any]:
+        drawn = [subject.seeds(model, DIVERSE_SCALE, cfg, steps, caption) for caption in DIVERSE_CAPTIONS]
+        whole = [[each for each in those if len(reader.read(each).shapes) == 1] for those in drawn]
+        return {
+            "kind": "diversity",
+            "who": who,
+            "g": DIVERSE_SCALE,
+            "steps": steps,
+            "place_px": sum(map(reader.spread, whole)) / len(whole),
+            "size_px": sum(map(reader.size_spread, whole)) / len(whole),
+            "pictures": sum(map(len, whole)),
+        }
+
+    return [
+        row("teacher", subject.teacher, DIVERSE_SCALE, 50),
+        row("student", students[0], 1.0, 50),
+        *(row("student", student, 1.0, 8 >> i) for i, student in enumerate(students[1:])),
+    ]
 
 
 def cost_of_a_picture(subject: Subject, student: Any) -> dict[str, Any]:
@@ -354,6 +420,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     for steps in sorted({row["steps"] for row in two}, reverse=True):
         cells = [f"{r['student']:.0f} (teacher {r['teacher']:.0f})" for r in two if r["steps"] == steps]
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"| g = {DIVERSE_SCALE} | spread of places, pixels | of sizes | pictures with one thing |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['who']}, {r['steps']} steps | {r['place_px']:.1f} | {r['size_px']:.1f} | {r['pictures']} |"
+        for r in rows
+        if r["kind"] == "diversity"
+    ]
     picture, speed = (next(row for row in rows if row["kind"] == kind) for kind in ("picture", "training"))
     lines += [
         "",

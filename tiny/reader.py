@@ -112,5 +112,15 @@ def spread(images: Sequence[Image.Image]) -> float:
     """Diversity: root mean square distance of the first shape's centre from its mean over pictures of one
     caption, pixels.
     """
-    centres = np.array([(shapes[0].x, shapes[0].y) for image in images if (shapes := read(image).shapes)])
-    return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean())) if len(centres) else 0.0
+    return _deviation([(shapes[0].x, shapes[0].y) for image in images if (shapes := read(image).shapes)])
+
+
+def size_spread(images: Sequence[Image.Image]) -> float:
+    """Diversity: standard deviation of the first shape's width over pictures of one caption, pixels."""
+    return _deviation([(shapes[0].width,) for image in images if (shapes := read(image).shapes)])
+
+
+def _deviation(points: Sequence[tuple[float, ...]]) -> float:
+    """Root mean square distance from the mean; 0 where there is none."""
+    values = np.array(points)
+    return float(np.sqrt(((values - values.mean(axis=0)) ** 2).sum(axis=1).mean())) if len(values) else 0.0

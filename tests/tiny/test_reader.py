@@ -97,6 +97,13 @@ def test_spread_is_the_distance_from_the_mean():
     assert reader.spread(images[:1] * 5) == 0
 
 
+def test_the_spread_of_sizes_is_the_deviation_from_the_mean():
+    images = [drawing(("red", "circle", 48, 48, width)) for width in (20, 36)]
+    assert reader.size_spread(images) == pytest.approx(8, abs=0.5)
+    assert reader.size_spread(images[:1] * 5) == 0
+    assert reader.size_spread([]) == 0
+
+
 def test_an_unknown_caption_is_refused_by_name():
     with pytest.raises(ValueError, match="a photo of a cat"):
         scene.parse("a photo of a cat")
