@@ -40,6 +40,7 @@ EXPECTED = {
     "restyle": 4,
     "spin": 9,
     "stability_grid": 4,
+    "watch_stability": 4,
 }
 """Pictures that each workflow on the embedded pipeline makes."""
 NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
