@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..stability.grids import make_grid
+from ..stability.grids import hedged, make_grid
 from ..stability.linearized import LinearizedModel, linearize
 from ..stability.profile import QUICK, THOROUGH, level_sigmas
 from ..stability.solvers import SOLVERS
@@ -61,7 +61,10 @@ def compared(case: Case, settings: Any, reference_steps: int) -> Iterator[dict[s
     for solver, n in settings:
         core = {name: calculate_sigmas(sampling, name, n) for name in SCHEDULER_NAMES}
         grids = {name: core[name] for name in CORE} | {
-            name: make_grid(model, n, SOLVERS[solver], list(core.values())) for name, model in models.items()
+            name: hedged(
+                make_grid(model, n, SOLVERS[solver], list(core.values())), core["simple"].double(), flow
+            )
+            for name, model in models.items()
         }
         for name, grid in grids.items():
             error = (case.ends(grid, solver) - reference).square().sum() / reference.square().sum()

@@ -31,6 +31,8 @@ REFINED_STARTS = 2
 DENSITY_FLOOR = 1e-3
 """Of a density's maximum: what is hardly measurable still gets points."""
 
+FLOW_SHARE = 0.5
+"""Of core's grid in that of a flow model."""
 LEAST_GAIN = 1e-3
 """In widths of states: what nobody sees, and more than the tables' straight lines are off by."""
 
@@ -103,6 +105,14 @@ def blend(grid: Tensor, base: Tensor, share: float) -> Tensor:
         raise BadBlend(f"base_blend: got {share}; expected a share from 0 to 1.")
     points = (1 - share) * grid[:-1].double().log() + share * base[:-1].cpu().double().log()
     return torch.cat([points.exp(), points.new_zeros(1)])
+
+
+def hedged(grid: Tensor, base: Tensor, flow: bool) -> Tensor:
+    """A grid as far as it is to be trusted: of flow models half-way to ``base`` [N + 1], core's, since there
+    what the linearised model foretells of single grids is less than what they differ by
+    (``bench stability_flow``).
+    """
+    return blend(grid, base, FLOW_SHARE) if flow else grid
 
 
 def curvature_grid(model: LinearizedModel, steps: int) -> Tensor:

@@ -13,10 +13,11 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..common.alpha import is_flow
 from ..common.dry_run import Untraceable
 from ..common.messages import Say, warn
 from .errors import CannotMeasure
-from .grids import blend, for_denoise, gains, make_grid
+from .grids import blend, for_denoise, gains, hedged, make_grid
 from .guiders import guider_identity
 from .identity import Unreadable, conditioning_digest, identity
 from .linearized import LinearizedModel, linearize
@@ -88,7 +89,7 @@ class Measured:
         if not gains(self.linearized, grid, simple, solver):
             say(f"Nothing is gained on core's {FALLBACK} sigmas for this model and solver: they are used.")
             return simple
-        return blend(grid, simple, share)
+        return blend(hedged(grid, simple, is_flow(self.sampling)), simple, share)
 
 
 def fallback_grid(sampling: Any, steps: int) -> Tensor:

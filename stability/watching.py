@@ -15,7 +15,7 @@ from torch import Tensor
 from ..common.alpha import is_flow
 from ..common.dry_run import Untraceable
 from ..common.messages import Say
-from .grids import MAX_REFINED_STEPS, gains, make_grid
+from .grids import MAX_REFINED_STEPS, gains, hedged, make_grid
 from .guiders import guider_identity
 from .identity import Unreadable, digest_of
 from .linearized import linearize
@@ -146,7 +146,7 @@ def _gaining(learned: Profile, sampler: Any, sampling: Any, sigmas: Tensor) -> T
     model, solver, given = linearize(learned), solver_of(sampler, sampling), sigmas.cpu().double()
     steps = len(sigmas) - 1
     grid = make_grid(model, steps, solver, [given, *scheduled_grids(sampling, steps).values()])
-    return grid if gains(model, grid, given, solver) else None
+    return hedged(grid, given, is_flow(sampling)) if gains(model, grid, given, solver) else None
 
 
 def _why_not(sigmas: Tensor, sampling: Any, shapes: list[Any], denoise_mask: Tensor | None) -> str | None:

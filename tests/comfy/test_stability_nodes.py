@@ -24,8 +24,8 @@ from dizzydiff.drafting import backends
 from dizzydiff.drafting.backends.replicas import Replicas
 from dizzydiff.drafting.devices import spread
 from dizzydiff.nodes.stability import StabilityGrid, StabilityProfile, StabilitySampler
+from dizzydiff.stability import grids, scheduler
 from dizzydiff.stability import measured as measuring
-from dizzydiff.stability import scheduler
 from dizzydiff.stability import subject as subjects
 from dizzydiff.stability.errors import BadBlend, BadEffort, CannotMeasure
 from dizzydiff.stability.identity import identity
@@ -433,3 +433,14 @@ def test_solvers_are_cores_own(solver: Solver) -> None:
     )
     ours = solver.solve(lambda x, sigma: denoised(x[0], sigma.expand(3))[None], x[None], sigmas[None])[0]
     torch.testing.assert_close(ours, core)
+
+
+def test_sigmas_of_a_flow_model_lie_half_way_to_cores(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "gains", lambda *_: True)
+    flow = ModelSamplingSD3().patch(model, 3.0)[0]
+    measured, _ = profile(flow)
+    sigmas = StabilityGrid.execute(measured, 6, 1.0, "euler").result[0]
+    simple = comfy.samplers.calculate_sigmas(measured.sampling, "simple", 6)
+    others = list(measuring.scheduled_grids(measured.sampling, 6).values())
+    own = grids.make_grid(measured.linearized, 6, EULER, others)
+    torch.testing.assert_close(sigmas[:-1].square(), (own[:-1] * simple[:-1]).float())

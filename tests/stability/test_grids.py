@@ -418,3 +418,12 @@ def test_model_that_answers_with_nan_cannot_be_measured() -> None:
             False,
             lambda done, total: None,
         )
+
+
+@given(st.integers(1, 30))
+@settings(deadline=None, max_examples=20)
+def test_the_grid_of_a_flow_model_lies_half_way_to_cores(steps: int) -> None:
+    grid, base = (torch.cat([torch.logspace(0, low, steps), torch.zeros(1)]).double() for low in (-3, -1))
+    half = grids.hedged(grid, base, flow=True)
+    torch.testing.assert_close(half[:-1].square(), grid[:-1] * base[:-1])
+    assert float(half[-1]) == 0 and torch.equal(grids.hedged(grid, base, flow=False), grid)
