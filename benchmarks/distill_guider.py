@@ -25,7 +25,7 @@ STEPS = 10
 SCALES = ((2.3, 1.6), (5.7, 3.4))
 """Of evaluation: the first dial, and the second where there is one."""
 PAG_SCALE, RESCALE = 2.0, 0.7
-SHORT = replace(QUICK, updates=250, batch=8, captions=16, prompts=200)
+SHORT = replace(QUICK, updates=600, batch=8, captions=16, prompts=200)
 SHORTEST = replace(SHORT, updates=6, batch=2)
 
 
