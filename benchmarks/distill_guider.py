@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Students of a guider on the embedded teacher: how far the student's one pass is from what the guider
-answers with several, beside the untrained network and the student of plain CFG.
+answers with several, beside the untrained network and the student of plain CFG, which is first held to CFG
+itself. A short training, so that the students tell what is learned by then, not what can be.
 
 The error is that of D along the guider's own trajectories, RMS, a mean over ten noise levels, for prompts and
-scales that no student was trained on.
+scales that no student was trained on. What the untrained network lacks is the guider's whole effect.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from .distill import QUICK, ROOT, SEED, Subject
 
-STEPS, HELD_OUT = 10, 8
+STEPS = 10
 SCALES = ((2.3, 1.6), (5.7, 3.4))
 """Of evaluation: the first dial, and the second where there is one."""
 PAG_SCALE, RESCALE = 2.0, 0.7
+SHORT = replace(QUICK, updates=600, batch=8, captions=16, prompts=200)
+SHORTEST = replace(SHORT, updates=6, batch=2)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class Case:
     make: Callable[[Subject, Any], Any]
     dials: tuple[str, ...]
     passes: int
+
+
+def cfg(subject: Subject, positive: list) -> Any:
+    """CFG Guider."""
+    from comfy_extras.nodes_custom_sampler import CFGGuider
+
+    return CFGGuider.execute(subject.teacher, positive, subject.encode(""), 1.0).args[0]
 
 
 def rescaled_and_perturbed(subject: Subject, positive: list) -> Any:
@@ -55,6 +65,7 @@ def dual(subject: Subject, positive: list) -> Any:
     return DualCFGGuider.execute(subject.teacher, positive, middle, negative, 1.0, 1.0, "regular").args[0]
 
 
+PLAIN = Case("CFG", cfg, ("cfg",), 2)
 CASES = (
     Case("Rescale CFG and PAG", rescaled_and_perturbed, ("cfg",), 3),
     Case("Dual CFG", dual, ("cfg1", "cfg2"), 3),
@@ -66,27 +77,31 @@ def run(quick: bool) -> list[dict[str, Any]]:
     from ..devtools.inprocess import enter_comfyui
 
     enter_comfyui(ROOT)
+    subject = Subject(SHORTEST if quick else SHORT)
+    judged = set(map(str, subject.captions))
+    subject.prompts = [prompt for prompt in subject.prompts if prompt not in judged]
+    plain = trained(subject, None)
+    rows = rows_of(PLAIN, subject, plain, plain)
+    for case in CASES:
+        rows += rows_of(case, subject, plain, trained(subject, case))
+    return rows
+
+
+def trained(subject: Subject, case: Case | None) -> Any:
+    """The student MODEL of a case's guider; without one, of CFG."""
+    from ..students.distill.guider import TeacherGuider
+    from ..students.distill.run import distill
     from ..students.student_model import student_of
 
-    updates, batch = (6, 2) if quick else (300, 8)
-    subject = Subject(replace(QUICK, batch=batch, captions=HELD_OUT, prompts=200))
-
-    def trained(guided: Any) -> Any:
-        from ..students.distill.run import distill
-
-        with tempfile.TemporaryDirectory() as folder:
-            job = subject.job(Path(folder) / "student.safetensors", updates=updates)
-            result = distill(replace(job, guider=guided))
-        return student_of(subject.teacher, result.adapter, "student")
-
-    plain = trained(None)
-    return [row for case in CASES for row in rows_of(case, subject, plain, trained)]
+    guider = None if case is None else TeacherGuider(case.make(subject, subject.encode("")), case.dials)
+    with tempfile.TemporaryDirectory() as folder:
+        job = subject.job(Path(folder) / "student.safetensors", updates=subject.effort.updates)
+        result = distill(replace(job, guider=guider))
+    return student_of(subject.teacher, result.adapter, "student")
 
 
-def rows_of(case: Case, subject: Subject, plain: Any, trained: Callable[[Any], Any]) -> list[dict[str, Any]]:
-    from ..students.distill.guider import TeacherGuider
-
-    own = trained(TeacherGuider(case.make(subject, subject.encode("")), case.dials))
+def rows_of(case: Case, subject: Subject, plain: Any, own: Any) -> list[dict[str, Any]]:
+    """own: the student of the case's guider; plain: that of CFG."""
     rows = []
     for scales in SCALES:
         named = dict(zip(case.dials, scales, strict=False))
@@ -94,14 +109,19 @@ def rows_of(case: Case, subject: Subject, plain: Any, trained: Callable[[Any], A
         vars(guider).update(named)
         states = trajectory(guider, subject.noise)
         guidance = dict(zip(("guidance", "guidance_2"), named.values(), strict=False))
+        untrained = error(subject.teacher, subject, states, {})
+        student = error(own, subject, states, guidance)
         rows.append(
             {
                 "guider": case.name,
                 "passes": case.passes,
                 **{f"scale {i + 1}": scale for i, scale in enumerate(named.values())},
-                "untrained": error(subject.teacher, subject, states, {}),
+                "updates": subject.effort.updates,
+                "batch": subject.effort.batch,
+                "untrained": untrained,
                 "plain": error(plain, subject, states, {"guidance": scales[0]}),
-                "student": error(own, subject, states, guidance),
+                "student": student,
+                "learned": 1 - student / untrained,
             }
         )
     return rows
@@ -160,13 +180,13 @@ def error(model: Any, subject: Subject, states: list[State], options: dict[str, 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Errors of D, percent, in Markdown."""
+    """Errors of D, percent, and what share of the untrained network's is gone, in Markdown."""
     lines = [
-        "| guider | scales | before training | student of plain CFG | student of the guider |",
-        "|---|---|---|---|---|",
+        "| guider | scales | before training | student of plain CFG | student of the guider | learned |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         scales = ", ".join(f"{value:g}" for key, value in row.items() if key.startswith("scale"))
         errors = " | ".join(f"{100 * row[key]:.1f} %" for key in ("untrained", "plain", "student"))
-        lines.append(f"| {row['guider']} | {scales} | {errors} |")
+        lines.append(f"| {row['guider']} | {scales} | {errors} | {100 * row['learned']:.0f} % |")
     return "\n".join(lines) + "\n"
