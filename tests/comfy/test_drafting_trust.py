@@ -321,7 +321,9 @@ def test_a_sampler_whose_state_changes_its_size_runs_as_it_is(teacher: Any, prom
     sampler = SamplerLCMUpscale.execute(2.0, 3, "bislerp").result[0]
     result, report = drafting(teacher, prompts, TWO, sampler, steps=6)
     assert report is None
-    same(result, plain(teacher, prompts, sampler, steps=6))
+    # That of two devices, which CFG is divided between: it grows from step to step of LCM.
+    rounding = 1e-3
+    assert distance(result, plain(teacher, prompts, sampler, steps=6)) < rounding
 
 
 def test_a_node_that_wraps_the_sampler_finds_a_sampler_function(teacher: Any, prompts: Prompts) -> None:
