@@ -94,9 +94,7 @@ def picture_case(name: str, cfg: float, seeds: int) -> Case:
         x = noise(CALIBRATION_SEED, pictures)
         recorder = Recorder(lambda *_: None, float(grid[0]) * x)
         sample(x, texts, grid, solver, recorder)
-        run = recorder.run(grid)
-        assert run is not None
-        return run
+        return recorder.run(grid)
 
     def judge(ends: Tensor, reference: Tensor) -> dict[str, float]:
         if not references:

@@ -98,7 +98,6 @@ def cost() -> dict[str, Any]:
         begun, recorder = timed(Recorder, lambda *_: None, x)
         steps += [timed(recorder, step, x, x, WATCHED_STEPS)[0] for step in range(WATCHED_STEPS)]
         read, run = timed(recorder.run, sigmas)
-        assert run is not None
         ends.append(begun + read + timed(profile_of, run, 1.0, 0.01, True)[0])
         kept = run.denoised.nbytes + run.start.nbytes
     return {

@@ -18,7 +18,7 @@ from ..stability.measured import Measured, measured_once, scheduled_grids
 from ..stability.profile import Effort, Progress
 from ..stability.store import Store
 from ..stability.subject import Subject
-from ..stability.watching import unwatched
+from ..stability.watching import unwatched, unwatched_guider
 from .cfg import warn_of_guidance, without_warning
 from .notice import show_at_node
 from .stability_inputs import DEFAULT_SOLVER, PLOTTED_STEPS
@@ -31,6 +31,7 @@ def measure(subject: Subject, effort: Effort, *, again: bool) -> Measured:
     subject = replace(
         subject,
         model=unwatched(without_warning(subject.model)),
+        guider=None if subject.guider is None else unwatched_guider(subject.guider),
         devices=devices_of(subject.model),
         predict=RowsOnDevices(both(inform, show_at_node)),
     )

@@ -31,6 +31,10 @@ SAME_STATE_RTOL = 0.02
 """Of a run's first state: less than what a step changes, more than rounding and core's sqrt(1 + sigma^2)."""
 
 
+class Unwatchable(Exception):
+    """Why a run that was sampled teaches nothing."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A sampler's run through N noise levels with B pictures, of which d numbers each are kept."""
@@ -53,24 +57,37 @@ class Recorder:
         self._steps: list[int] = []
         self._denoised: list[Tensor] = []
         self._first_state: Tensor | None = None
+        self._same_size = True
 
     def __call__(self, step: int, denoised: Tensor, x: Tensor, total: int) -> Any:
+        self._same_size &= x.shape == denoised.shape == self._start.shape
+        if self._same_size:
+            self._see(step, denoised, x)
+        return self._callback(step, denoised, x, total)
+
+    def _see(self, step: int, denoised: Tensor, x: Tensor) -> None:
         if self._first_state is None:
             self._kept = self._kept.to(x.device)
             self._first_state = self._part(x)
         self._steps.append(step)
         self._denoised.append(self._part(denoised))
-        return self._callback(step, denoised, x, total)
 
-    def run(self, sigmas: Tensor) -> Run | None:
-        """Over sigmas [N + 1]. None unless every step was reported once, after its first prediction."""
+    def run(self, sigmas: Tensor) -> Run:
+        """Over sigmas [N + 1]. Raises Unwatchable unless every step was reported once, after its first
+        prediction, of latents of one size and with finite predictions.
+        """
+        if not self._same_size:
+            raise Unwatchable("the latent changes its size while it is sampled")
         if self._first_state is None or self._steps != list(range(len(sigmas) - 1)):
-            return None
+            raise Unwatchable("the sampler does not report its steps one by one")
         self._kept = self._kept.to(self._start.device)
         start, reported = self._part(self._start).cpu(), self._first_state.cpu()
         if bool((reported - start).norm() > SAME_STATE_RTOL * start.norm()):
-            return None
-        return Run(sigmas[:-1].cpu(), reported, torch.stack(self._denoised).cpu())
+            raise Unwatchable("the sampler does not report the state from which it begins")
+        denoised = torch.stack(self._denoised).cpu()
+        if not bool(denoised.isfinite().all()):
+            raise Unwatchable("the model's predictions are not finite")
+        return Run(sigmas[:-1].cpu(), reported, denoised)
 
     def _part(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, self._kept]

@@ -23,7 +23,7 @@ from .measured import resolution_class, scheduled_grids
 from .profile import Profile
 from .samplers import solver_of
 from .store import Store
-from .watched import ENOUGH, FEW, Recorder, Run, added, learned_from, profile_of, why_not
+from .watched import ENOUGH, FEW, Recorder, Run, Unwatchable, added, learned_from, profile_of, why_not
 
 KEY = "dizzydiff_watch"
 
@@ -44,6 +44,16 @@ def unwatched(model: Any) -> Any:
     return model
 
 
+def unwatched_guider(guider: Any) -> Any:
+    """A copy of a GUIDER, as it is or while it samples, whose MODEL has no watcher."""
+    if not hasattr(guider, "__dict__"):
+        return guider
+    guider = copy.copy(guider)
+    guider.model_patcher = unwatched(guider.model_patcher)
+    guider.model_options = _without_watcher(getattr(guider, "model_options", {}))
+    return guider
+
+
 @dataclass(eq=False)
 class Watcher:
     """An OUTER_SAMPLE wrapper. What it learns is kept in the store, for each model, guidance and size."""
@@ -55,7 +65,8 @@ class Watcher:
     """Whether what the store holds at first is forgotten."""
     say: Say
     grids: dict[Any, Tensor | None] = field(default_factory=dict)
-    forgotten: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
+    """Keys of which something was learned since."""
 
     def __call__(
         self,
@@ -94,22 +105,20 @@ class Watcher:
             return sample(sigmas, callback)
         recorder = Recorder(callback, sigmas[0] * noise)
         result = sample(sigmas, recorder)
-        self._learn(key, known, recorder.run(sigmas), sampling)
+        try:
+            self._learn(key, known, recorder.run(sigmas), sampling)
+        except Unwatchable as why:
+            self.say(f"Not watched: {why}.")
         return result
 
     def _known(self, key: str) -> Profile | None:
-        if self.anew and key not in self.forgotten:
-            self.forgotten.add(key)
-            return None
-        return self.store.load(key)
+        return None if self.anew and key not in self.begun else self.store.load(key)
 
-    def _learn(self, key: str, known: Profile | None, run: Run | None, sampling: Any) -> None:
-        if run is None:
-            self.say("Not watched: the sampler does not report its steps one by one.")
-            return
+    def _learn(self, key: str, known: Profile | None, run: Run, sampling: Any) -> None:
         new = profile_of(run, float(sampling.sigma_max), float(sampling.sigma_min), is_flow(sampling))
         profile = added(known, new)
         self.store.save(key, profile)
+        self.begun.add(key)
         pictures = len(profile.states)
         wanted = next((count for count in (FEW, ENOUGH) if pictures < count), None)
         then = "no more are needed" if wanted is None else f"sigmas are learned from {wanted}"
@@ -121,7 +130,12 @@ class Watcher:
         """Those learned for the sampler, as many; those given where there are none, or none are wanted."""
         learned = None if known is None or not self.replaces else learned_from(known)
         steps = len(sigmas) - 1
-        if learned is None or steps > MAX_REFINED_STEPS:
+        if learned is None:
+            return sigmas
+        if steps > MAX_REFINED_STEPS:
+            self.say(
+                f"The sampler keeps its sigmas: none are learned for more than {MAX_REFINED_STEPS} steps."
+            )
             return sigmas
         pictures = len(learned.states)
         try:
@@ -159,10 +173,7 @@ def _why_not(sigmas: Tensor, sampling: Any, shapes: list[Any], denoise_mask: Ten
 
 def _key(guider: Any, shape: torch.Size) -> str:
     """Of what a run tells: the guider without the watcher, and the resolution class. Raises Unreadable."""
-    guider = copy.copy(guider)
-    guider.model_patcher = unwatched(guider.model_patcher)
-    guider.model_options = _without_watcher(guider.model_options)
-    return repr(("watched", guider_identity(guider), resolution_class(shape)))
+    return repr(("watched", guider_identity(unwatched_guider(guider)), resolution_class(shape)))
 
 
 def _without_watcher(options: dict[str, Any]) -> dict[str, Any]:
